@@ -1,0 +1,227 @@
+"""The life of the server: listen, reload on SIGHUP, drain on SIGTERM, several workers on one socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from aiohttp import web
+
+from iccache import config, metrics
+from iccache.api.server import make_app
+from iccache.assemble import Proxy
+from iccache.errors import ConfigError, IccacheError
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+KEEPALIVE_S = 75.0
+LAST_WORD_S = 1.0  # for handlers that are cut off at the end of the drain
+RESPAWN_AFTER_S = 1.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+UNFORESEEN = 70  # a worker's exit code
+
+
+def serve(settings: config.Config, path: Path | None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code."""
+    listener = listen(settings.server)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+
+    def announce() -> None:
+        print(f"iccache listens on http://{shown}:{port}", flush=True)
+
+    if settings.server.workers == 1:
+        return run_worker(settings, path, listener, announce)
+    return Workers(settings, path, listener).run(announce)
+
+
+def listen(server: config.Server) -> socket.socket:
+    """A listening socket. Raises ConfigError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((server.host.strip("[]"), server.port))
+    except OSError as exc:
+        listener.close()
+        raise IccacheError(f"cannot listen on {server.host}:{server.port}: {exc.strerror or exc}") from exc
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def run_worker(
+    settings: config.Config,
+    path: Path | None,
+    listener: socket.socket,
+    announce: Callable[[], object],
+    lifeline: int | None = None,
+) -> int:
+    """One process's event loop, from start to the end of its drain. It also ends when `lifeline`, a pipe, does."""
+    try:
+        import uvloop  # noqa: PLC0415 - not there on every platform
+    except ImportError:
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_worker(settings, path, listener, announce, lifeline))
+
+
+async def _worker(
+    settings: config.Config,
+    path: Path | None,
+    listener: socket.socket,
+    announce: Callable[[], object],
+    lifeline: int | None,
+) -> int:
+    proxy = Proxy(settings)
+    app = make_app(proxy)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=LAST_WORD_S,
+        handle_signals=False,
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _asked_to_stop, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, path))
+    if lifeline is not None:
+        loop.add_reader(lifeline, _left_alone, lifeline, stop)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        announce()
+        await stop.wait()
+        await drain(proxy)
+    finally:
+        await runner.cleanup()
+    return 0
+
+
+def _asked_to_stop(stop: asyncio.Event) -> None:
+    if stop.is_set():  # asked twice: now
+        os._exit(1)
+    stop.set()
+
+
+def _left_alone(lifeline: int, stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(lifeline)
+    log.error("the parent process is gone: stopping")
+    stop.set()
+
+
+async def drain(proxy: Proxy) -> None:
+    """`/readyz` says 503 from here on; open answers get `drain_s` to end."""
+    proxy.draining = True
+    log.info("stopping: %d requests open", proxy.open_requests)
+    deadline = time.monotonic() + proxy.settings.server.drain_s
+    while proxy.open_requests and time.monotonic() < deadline:  # noqa: ASYNC110 - polled, so that requests pay nothing
+        await asyncio.sleep(0.05)
+
+
+def reload(proxy: Proxy, path: Path | None) -> None:
+    """Read the configuration again; a bad one changes nothing."""
+    try:
+        proxy.reload(config.load(path))
+    except ConfigError as exc:
+        log.error("the configuration stays as it was: %s", exc)
+    else:
+        log.info("the configuration was read again")
+
+
+class Workers:
+    """Forked processes that share one socket. Signals are passed on to them, one that dies is replaced."""
+
+    def __init__(self, settings: config.Config, path: Path | None, listener: socket.socket) -> None:
+        self.count = settings.server.workers
+        self.work = partial(run_worker, settings, path, listener)
+        self.places: dict[int, int] = {}  # by process id
+        self.stopping = False
+        self.lifeline, self.held = os.pipe()  # nothing is ever written: `held` closes when this process ends
+
+    def run(self, announce: Callable[[], object]) -> int:
+        """Until all have ended. The first starts alone: where it cannot, the others could not either."""
+        for number in SIGNALS:
+            signal.signal(number, self.pass_on)
+        heard, word = os.pipe()
+        self.fork(0, lambda: (announce(), os.write(word, b".")))
+        os.close(word)
+        if not os.read(heard, 1):
+            code = self.ended()[1]
+            return 0 if self.stopping and code <= 0 else max(code, 1)
+        for place in range(1, self.count):
+            self.fork(place)
+        return self.watch()
+
+    def watch(self) -> int:
+        """Replace those that end before they were told to. Returns the exit code when all have ended."""
+        failed = 0
+        while self.places:
+            place, code = self.ended()
+            if self.stopping:
+                failed = max(failed, code)
+                continue
+            log.error("worker %d ended with %d; another takes its place", place, code)
+            time.sleep(RESPAWN_AFTER_S)
+            self.fork(place)
+        return 1 if failed else 0
+
+    def ended(self) -> tuple[int, int]:
+        """Wait for one to end: its place and its exit code."""
+        pid, status = os.wait()
+        metrics.forget_process(pid)
+        return self.places.pop(pid, -1), os.waitstatus_to_exitcode(status)
+
+    def pass_on(self, number: int, _frame: object) -> None:
+        self.stopping = self.stopping or number != signal.SIGHUP
+        for pid in self.places:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def fork(self, place: int, announce: Callable[[], object] = lambda: None) -> None:
+        """One more worker, unless all are to stop. No signal comes between its start and its being known here."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            if self.stopping:
+                return
+            pid = os.fork()
+            if not pid:
+                self._live(announce)
+            self.places[pid] = place
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _live(self, announce: Callable[[], object]) -> NoReturn:
+        """The life of a worker."""
+        code = UNFORESEEN
+        try:
+            os.setpgid(0, 0)  # Ctrl-C reaches the parent, which passes it on: once
+            os.close(self.held)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            code = self.work(announce, self.lifeline)
+        except IccacheError as exc:
+            code = 2 if isinstance(exc, ConfigError) else 1
+            print("\n".join(f"iccache: {line}" for line in str(exc).splitlines()), file=sys.stderr)
+        except BaseException:
+            log.exception("unexpected")
+        finally:
+            sys.stdout.flush()
+            os._exit(code)

@@ -1,0 +1,264 @@
+"""Configuration -> objects. The only place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from iccache import config
+from iccache.api.auth import Gate
+from iccache.backends.client import BackendClient, make_session
+from iccache.backends.fleet import Fleet, Member
+from iccache.errors import ConfigError, StoreError
+from iccache.examples.embed import make_embedder
+from iccache.examples.redact import Redactor
+from iccache.examples.retriever import Retriever
+from iccache.examples.selector import Selector
+from iccache.examples.store import ExampleStore, open_store
+from iccache.examples.tokens import make_tokenizer
+from iccache.examples.utility import RecordUtility
+from iccache.examples.writer import Writer
+from iccache.learn import Learner
+from iccache.metrics import Metrics
+from iccache.pipeline import Pipeline
+from iccache.plan import Directory
+from iccache.reuse import Reuse
+from iccache.select import Select
+from router.linear import LinearThompson
+from router.load import LoadTracker
+from router.policy import Always, Policy, Uniform
+from router.routing import Router
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REACHABLE_FOR_S = 2.0  # how long a successful probe of the backends is believed
+PROBE_TIMEOUT_S = 1.0
+WRITES_WAITING = 10_000
+
+
+class Proxy:
+    """Everything that lives as long as the process."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        environ: Mapping[str, str] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        seed: int | None = None,
+    ) -> None:
+        """Raises ConfigError for a key that is missing. Opens nothing yet."""
+        self.environ = os.environ if environ is None else environ
+        self.clock = clock
+        self.wall = wall
+        self.rng = np.random.default_rng(seed)
+        self.metrics = Metrics()
+        self.open_requests = 0
+        self.draining = False
+        self.loaded = False
+        self.utility = RecordUtility()
+        self.policies: dict[str, Policy] = {}
+        self._reachable_until = 0.0
+        self._use(settings)
+
+    def _use(self, settings: config.Config) -> None:
+        """Take over what needs no opening. Raises ConfigError and changes nothing where a key is missing."""
+        if not settings.backends:
+            raise ConfigError("backends: none is configured; at least one [[backends]] table is required")
+        gate = Gate.of(settings, self.environ)
+        keys = {
+            b.name: config.secret(self.environ, b.key_env, f"backends: {b.name}") if b.key_env else None
+            for b in settings.backends
+        }
+        tokenizers = {b.tokenizer: make_tokenizer(b.tokenizer) for b in reversed(settings.by_price())}
+        self.settings, self.gate, self.keys, self.tokenizers = settings, gate, keys, tokenizers
+        self.directory = Directory(settings)
+        self.admin_key = self.environ.get(settings.server.admin_key_env, "").strip() or None
+
+    async def start(self) -> None:
+        """Open the store, load the model and the index. Raises StoreError or ConfigError."""
+        settings = self.settings
+        self.session = make_session()
+        self.writer = await asyncio.to_thread(lambda: Writer(self._open_store, max_queue=WRITES_WAITING))
+        self.select = Select(settings, self._retriever, self._selector(), self.tokenizers, self.metrics)
+        await self.select.start()
+        self._wire()
+        self.learner = Learner(
+            self.directory,
+            self.writer,
+            self.select,
+            self.store,
+            self._redactor(),
+            self.router,
+            self.utility,
+            self.metrics,
+            self.wall,
+        )
+        self.pipeline = self._pipeline()
+        await self.learner.start()
+        self.following = asyncio.create_task(self.learner.follow(), name="follow the store")
+        self.loaded = True
+
+    def _open_store(self) -> ExampleStore:
+        return open_store(self.settings.store.url, decay_per_hour=self.settings.cache.decay_per_hour)
+
+    def _retriever(self) -> Retriever:
+        """With its own reading connection, in the thread that calls this."""
+        self.store = self._open_store().reader()
+        ttl_s = self.settings.cache.ttl_days * 86400
+        return Retriever(self.store, make_embedder(self.settings.embedder), ttl_s=ttl_s)
+
+    def _selector(self) -> Selector:
+        return Selector(self.utility, self.settings.selection)
+
+    def _wire(self) -> None:
+        """Backends and router for the settings in force. Statistics and circuits of the same backend live on."""
+        settings = self.settings
+        known = getattr(self, "fleet", None)
+        capacity = {b.name: b.max_in_flight for b in settings.backends}
+        load = LoadTracker(capacity, self.directory.teachers)
+        members = []
+        for backend in settings.backends:
+            member = Member(backend, BackendClient(backend, self.keys[backend.name], self.session))
+            if known is not None and backend.name in known.members:
+                member.circuit = known.members[backend.name].circuit
+            members.append(member)
+        self.fleet = Fleet(members, load, self.metrics, self.clock)
+        r = settings.routing
+        self.router = Router(
+            self._policy(r.policy),
+            exploration=r.exploration if r.policy == "linear-thompson" else 0.0,
+            quality_target=r.quality_target,
+            theta=r.theta,
+            lambda0=r.lambda0,
+            gamma=r.gamma,
+            holdout_share=r.holdout_share,
+            shadow=r.shadow,
+            certify_first=r.certify_first,
+            rng=self.rng,
+        )
+
+    def _policy(self, name: str) -> Policy:
+        if name not in self.policies:
+            cheapest, dearest = self.directory.by_price[0].name, self.directory.by_price[-1].name
+            makers: dict[str, Callable[[], Policy]] = {
+                "linear-thompson": LinearThompson,
+                "uniform": Uniform,
+                "teacher": lambda: Always(dearest),
+                "student": lambda: Always(cheapest),
+            }
+            self.policies[name] = makers[name]()
+        return self.policies[name]
+
+    def _redactor(self) -> Redactor:
+        return Redactor(self.settings.privacy.redact, self.settings.privacy.patterns)
+
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(
+            self.directory,
+            self.fleet,
+            self.select,
+            self.router,
+            self.learner,
+            Reuse(self.settings.cache, self.learner),
+            self.metrics,
+            self.clock,
+        )
+
+    def reload(self, settings: config.Config) -> None:
+        """Put a new configuration in force for requests that come from now on. Raises ConfigError, changing nothing."""
+        fixed = [name for name in ("store", "embedder") if getattr(settings, name) != getattr(self.settings, name)]
+        if (settings.server.host, settings.server.port, settings.server.workers) != (
+            self.settings.server.host, self.settings.server.port, self.settings.server.workers,
+        ):  # fmt: skip
+            fixed.append("server.host, port or workers")
+        if fixed:
+            raise ConfigError(f"{', '.join(fixed)}: takes a restart to change")
+        self._use(settings)
+        self._wire()
+        self.select.use(settings, self._selector(), self.tokenizers)
+        self.learner.use(self.directory, self._redactor(), self.router)
+        self.pipeline = self._pipeline()
+
+    async def stop(self) -> None:
+        """Finish the records that are under way, keep the statistics, close everything."""
+        self.following.cancel()
+        await asyncio.gather(self.following, return_exceptions=True)
+        await self.learner.stop(self.settings.server.drain_s)
+        await asyncio.to_thread(self.writer.close, self.settings.server.drain_s)
+        await asyncio.to_thread(self.select.thread.close)
+        await self.session.close()
+
+    async def read(self, fn: Callable[[ExampleStore], T]) -> T:
+        """`fn` on the reading connection, in its thread."""
+        return await self.learner.read(fn)
+
+    async def problems(self) -> list[str]:
+        """Why this process should get no requests; empty when it should."""
+        found = []
+        if self.draining:
+            found.append("shutting down")
+        if not self.loaded:
+            found.append("the index is not loaded")
+        if not await self._store_writable():
+            found.append("the store is not writable")
+        if not await self._any_reachable():
+            found.append("no backend is reachable")
+        return found
+
+    async def _store_writable(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                return await asyncio.wrap_future(self.writer.submit(lambda store: store.writable()))
+        except (StoreError, TimeoutError):
+            return False
+
+    async def _any_reachable(self) -> bool:
+        if self.clock() < self._reachable_until:
+            return True
+        probes = [asyncio.create_task(_connects(b.base_url)) for b in self.settings.backends]
+        try:
+            for probe in asyncio.as_completed(probes):
+                if await probe:
+                    self._reachable_until = self.clock() + REACHABLE_FOR_S
+                    return True
+            return False
+        finally:
+            for probe in probes:
+                probe.cancel()
+
+    async def measure(self) -> None:
+        """Bring the gauges up to date that nobody sets as it happens."""
+        now = self.clock()
+        self.metrics.load.set(self.fleet.load.load(now))
+        kind = "keyed" if self.settings.tenants else "default"
+        try:
+            count, parts = await self.read(lambda s: (s.count_examples(), s.size_bytes()))
+        except StoreError as exc:
+            log.warning("the store cannot be measured: %s", exc)
+            return
+        self.metrics.examples.labels(kind).set(count)
+        for part, size in parts.items():
+            self.metrics.store_bytes.labels(part).set(size)
+
+
+async def _connects(base_url: str) -> bool:
+    """Whether anything listens there."""
+    url = urlsplit(base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(url.hostname, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,91 @@
+"""Which headers cross the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from multidict import CIMultiDict
+
+OURS = "x-iccache-"
+UPSTREAM_REQUEST_ID = "x-iccache-upstream-request-id"
+
+# of one connection, not of the message (RFC 9110, 7.6.1)
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_NOT_UP = _HOP_BY_HOP | {
+    "host",
+    "content-length",  # written anew
+    "content-encoding",  # a request's body is handed in decoded
+    "accept-encoding",  # identity: the bytes are read on their way
+    "expect",
+    "authorization",  # the client's keys are for us; the backend has its own
+    "x-api-key",
+    "api-key",
+    "cookie",
+    "forwarded",  # of the way to us
+    "via",
+    "x-real-ip",
+}
+_NOT_UP_PREFIXES = (OURS, "x-forwarded-")
+_NOT_DOWN = _HOP_BY_HOP | {
+    "content-length",  # whoever answers knows how
+    "date",
+    "server",
+    "set-cookie",  # a provider's session is with us, and would be shared by all clients
+    "alt-svc",  # these three speak of the provider's host
+    "strict-transport-security",
+    "public-key-pins",
+    "x-request-id",  # ours; renamed below
+}
+
+
+def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """A client's headers, as a backend gets them: without keys, and without what is of one connection."""
+    kept = CIMultiDict(
+        (name, value) for name, value in _end_to_end(headers, _NOT_UP) if not name.lower().startswith(_NOT_UP_PREFIXES)
+    )
+    kept["Accept-Encoding"] = "identity"
+    return kept
+
+
+def forwardable(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """A backend's headers, as a client gets them. Its `x-request-id` becomes `x-iccache-upstream-request-id`.
+
+    Dropped: what is of one connection, `Content-Length`, `Date`, `Server`, cookies, what speaks of the backend's host
+    (`Alt-Svc`, HSTS), and any `x-iccache-*`, which are ours to set. `Content-Encoding` stays: bytes are never decoded.
+    """
+    kept = CIMultiDict(
+        (name, value) for name, value in _end_to_end(headers, _NOT_DOWN) if not name.lower().startswith(OURS)
+    )
+    for name, value in headers.items():
+        if name.lower() == "x-request-id" and _sendable(value):
+            kept[UPSTREAM_REQUEST_ID] = value
+    return kept
+
+
+def _end_to_end(headers: Mapping[str, str], dropped: Iterable[str]) -> Iterator[tuple[str, str]]:
+    named = {
+        token.strip().lower()
+        for name, value in headers.items()
+        if name.lower() == "connection"
+        for token in value.split(",")
+    }
+    for name, value in headers.items():
+        if name.lower() not in dropped and name.lower() not in named and _sendable(value):
+            yield name, value
+
+
+def _sendable(value: str) -> bool:
+    """Bytes that were no UTF-8 arrive as lone surrogates, which cannot be written again."""
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)

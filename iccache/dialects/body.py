@@ -1,0 +1,117 @@
+"""Request bodies: what is asked of every dialect's, and the fields that mean the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import orjson
+
+from iccache.errors import RequestError
+from iccache.types import Controls
+
+MAX_DEPTH = 128  # levels of nesting
+CONTROLS = "iccache"  # the member that is for us
+_FLAGS = {True: True, False: False, "yes": True, "no": False, None: True}
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The body as an object with a model. Raises RequestError(400) where it is none."""
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestError(400, f"The body is not valid JSON: {exc}") from exc
+    if not isinstance(found, dict):
+        raise RequestError(400, "The body must be a JSON object.")
+    if _deeper_than(found, MAX_DEPTH, body):
+        raise RequestError(400, f"The body is nested more than {MAX_DEPTH} levels deep.")
+    if not isinstance(found.get("model"), str) or not found["model"]:
+        refuse("model", "model is required, as a string.", missing="model" not in found)
+    return found
+
+
+def refuse(param: str, message: str, *, missing: bool = False) -> NoReturn:
+    code = "missing_required_parameter" if missing else "invalid_value"
+    raise RequestError(400, message, param=param, code=code)
+
+
+def required_list(body: dict[str, Any], key: str) -> list[Any]:
+    value = body.get(key)
+    if not isinstance(value, list):
+        refuse(key, f"{key} is required, as a list.", missing=key not in body)
+    return value
+
+
+def controls(body: dict[str, Any]) -> Controls:
+    """What the body's `iccache` object asks. Raises RequestError(400) naming the key that cannot be used."""
+    asked = body.get(CONTROLS)
+    if asked is None:
+        return Controls()
+    if not isinstance(asked, dict):
+        refuse(CONTROLS, "iccache must be an object.")
+    known = ("backend", "examples", "store", "session")
+    for key in asked:
+        if key not in known:
+            refuse(f"{CONTROLS}.{key}", f"iccache.{key} is not known; known: {', '.join(known)}.")
+    return Controls(
+        backend=_name(asked, "backend"),
+        examples=_examples(asked),
+        store=_store(asked),
+        session=_name(asked, "session"),
+    )
+
+
+def _name(asked: dict[str, Any], key: str) -> str | None:
+    value = asked.get(key)
+    if value is not None and (not isinstance(value, str) or not value):
+        refuse(f"{CONTROLS}.{key}", f"iccache.{key} must be a string that is not empty.")
+    return value
+
+
+def _examples(asked: dict[str, Any]) -> int | None:
+    value = asked.get("examples")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        refuse(f"{CONTROLS}.examples", "iccache.examples must be a whole number, 0 or more.")
+    return value
+
+
+def _store(asked: dict[str, Any]) -> bool:
+    value = asked.get("store")
+    if not (value is None or isinstance(value, bool) or value in ("yes", "no")):
+        refuse(f"{CONTROLS}.store", 'iccache.store must be "no" or false to record nothing, else "yes" or true.')
+    return _FLAGS[value]
+
+
+def subject(body: dict[str, Any]) -> str | None:
+    """The end user: `safety_identifier`, else `user`, else `metadata.user_id`."""
+    metadata = body.get("metadata")
+    of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
+    for value in (body.get("safety_identifier"), body.get("user"), of_metadata):
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def tokens(body: dict[str, Any], keys: Sequence[str]) -> int | None:
+    """The first of `keys` that is a number of tokens."""
+    for key in keys:
+        value = body.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _deeper_than(value: object, levels: int, source: bytes) -> bool:
+    """Whether containers nest deeper than `levels`. Counting brackets settles it for nearly every body."""
+    if source.count(b"[") + source.count(b"{") <= levels:
+        return False
+    layer: list[Any] = [value]
+    for _ in range(levels):
+        layer = [child for node in layer for child in _children(node) if isinstance(child, dict | list)]
+        if not layer:
+            return False
+    return True
+
+
+def _children(node: dict[str, Any] | list[Any]) -> Any:
+    return node.values() if isinstance(node, dict) else node

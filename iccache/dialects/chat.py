@@ -1,0 +1,123 @@
+"""OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from iccache.dialects import body as bodies
+from iccache.dialects import compose, conversation, errors
+from iccache.dialects.answer import Draft, StreamReader, WholeReader, count, dicts, mapping
+from iccache.dialects.conversation import UNKNOWN, Parts, Turn
+from iccache.dialects.splice import Document
+from iccache.errors import RequestError
+from iccache.types import Ask, Reason, Shot, Usage
+
+_PARTS = Parts(
+    text=frozenset({"text"}),
+    silent=frozenset({"refusal", "thinking", "reasoning"}),
+    media=frozenset({"image_url", "input_audio", "file", "audio_url", "video_url", "image"}),
+)
+
+
+class Chat:
+    name = "chat"
+    path = "/v1/chat/completions"
+
+    def read(self, body: bytes) -> Ask:
+        asked = bodies.parse(body)
+        turns = [_turn(message) for message in bodies.required_list(asked, "messages")]
+        return Ask(
+            dialect=self.name,
+            body=body,
+            model=asked["model"],
+            stream=asked.get("stream") is True,
+            task=conversation.task(turns),
+            system=conversation.system(turns),
+            prompt=conversation.prompt(turns),
+            turns=conversation.length(turns),
+            max_output_tokens=bodies.tokens(asked, ("max_completion_tokens", "max_tokens")),
+            subject=bodies.subject(asked),
+            has_tools=bool(asked.get("tools") or asked.get("functions")),
+            bypass=_obstacle(asked, turns),
+            controls=bodies.controls(asked),
+        )
+
+    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot]) -> bytes:
+        document = compose.begin(ask, model)
+        if shots:
+            document = document or Document(ask.body)
+            turns = [turn for shot in shots for turn in _pair(shot)]
+            document.insert("messages", compose.after_system(document, "messages"), turns)
+        return document.bytes() if document else ask.body
+
+    def reader(self, stream: bool) -> StreamReader | WholeReader:
+        return StreamReader(_Grammar()) if stream else WholeReader(_Grammar())
+
+    def error(self, error: RequestError) -> bytes:
+        return errors.openai(error)
+
+    def error_event(self, error: RequestError) -> bytes:
+        return errors.event(errors.openai(error))
+
+
+class _Grammar:
+    """Of several choices, the one with index 0 is the answer."""
+
+    def __init__(self) -> None:
+        self._finished = False
+
+    def whole(self, body: dict[str, Any], draft: Draft) -> None:
+        draft.report(body.get("usage"))
+        choice = next((c for c in dicts(body.get("choices")) if not c.get("index")), None)
+        if choice is None:
+            return
+        self._say(mapping(choice.get("message")), draft)
+        draft.finish(choice.get("finish_reason"))
+        draft.ended = True
+
+    def event(self, name: str, data: dict[str, Any], draft: Draft) -> None:
+        if name == "[DONE]":
+            draft.ended = self._finished
+            return
+        draft.report(data.get("usage"))
+        for choice in dicts(data.get("choices")):
+            if choice.get("index"):
+                continue
+            self._say(mapping(choice.get("delta")), draft)
+            draft.finish(choice.get("finish_reason"))
+            self._finished = self._finished or bool(choice.get("finish_reason"))
+
+    def usage(self, reported: dict[str, Any]) -> Usage | None:
+        given, made = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
+        return None if given is None or made is None else Usage(given, made)
+
+    def _say(self, message: dict[str, Any], draft: Draft) -> None:
+        content = message.get("content")
+        draft.add(content)
+        for part in dicts(content):
+            if part.get("type") == "text":
+                draft.add(part.get("text"))
+        if message.get("tool_calls") or message.get("function_call"):
+            draft.has_tool_calls = True
+
+
+def _turn(message: object) -> Turn:
+    if not isinstance(message, dict):
+        return UNKNOWN
+    said = conversation.turn(message.get("role"), message.get("content"), _PARTS)
+    return said._replace(media=True) if message.get("audio") else said
+
+
+def _obstacle(asked: dict[str, Any], turns: Sequence[Turn]) -> Reason | None:
+    n = asked.get("n")
+    if isinstance(n, int) and n > 1:
+        return Reason.N
+    modalities = asked.get("modalities")
+    if isinstance(modalities, list) and any(m != "text" for m in modalities):
+        return Reason.MULTIMODAL
+    return conversation.obstacle(turns)
+
+
+def _pair(shot: Shot) -> tuple[bytes, bytes]:
+    return compose.message("user", shot.request), compose.message("assistant", shot.answer)

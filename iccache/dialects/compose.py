@@ -1,0 +1,43 @@
+"""The client's body, made ready for one backend: only what has to change changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from iccache.dialects.body import CONTROLS
+from iccache.dialects.conversation import opening
+from iccache.dialects.splice import Document, elements
+from iccache.types import Ask
+
+_ESCAPED_ASCII = b"\\u00"  # how a key may be written without its letters
+
+
+def begin(ask: Ask, model: str | None) -> Document | None:
+    """The body with the backend's model and without our own member; None when neither changes anything."""
+    renamed = model is not None and model != ask.model
+    if not renamed and CONTROLS.encode() not in ask.body and _ESCAPED_ASCII not in ask.body:
+        return None
+    document = Document(ask.body)
+    document.remove(CONTROLS)
+    if renamed:
+        document.replace("model", orjson.dumps(model))
+    return document
+
+
+def after_system(document: Document, key: str) -> int:
+    """How many elements of the list `key` are the system and developer messages that open it."""
+    span = document.value(key)
+    return 0 if span is None else opening(_roles(document.source, span.start))
+
+
+def message(role: str, text: str, **more: str) -> bytes:
+    return orjson.dumps({**more, "role": role, "content": text})
+
+
+def _roles(source: bytes, at: int) -> Iterator[Any]:
+    for span in elements(source, at):
+        element = orjson.loads(source[span.start : span.end])
+        yield element.get("role") if isinstance(element, dict) else None

@@ -1,0 +1,100 @@
+"""Which of the recalled examples are shown, and in which order. Pure: no clock, no store, no model but utility."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from iccache import config
+from iccache.examples.tokens import MESSAGE_TOKENS
+from iccache.examples.utility import UtilityModel, candidate_features
+from iccache.types import Example, Match, Recalled
+
+PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
+SAME = 0.98  # cosine above which two examples with the same answer say the same
+UNMEASURED = 0.0  # threshold before any gain was measured: all pass but those whose own record speaks against them
+
+
+class Selection(NamedTuple):
+    """What became of the recalled examples."""
+
+    considered: tuple[Match, ...]  # all of them, highest utility first
+    shown: tuple[Match, ...]  # in the order to be shown: the best last, next to the question
+    tokens: int  # that the shown ones add to the prompt
+
+
+NOTHING = Selection((), (), 0)
+
+
+class Selector:
+    """Takes examples by falling utility as long as they are worth it, say something new, and fit.
+
+    An example of a request identical to this one is as good as any other and is shown like any other: it is the
+    student that answers, and the record names what it was shown.
+    """
+
+    def __init__(self, utility: UtilityModel, limits: config.Selection, auto_threshold: float | None = None) -> None:
+        """`auto_threshold`: what `limits.threshold = "auto"` means by now; None: nothing has been measured."""
+        self.utility = utility
+        self.limits = limits
+        self.auto_threshold = auto_threshold
+
+    @property
+    def threshold(self) -> float:
+        """Utility below which an example is not shown."""
+        if self.limits.threshold != "auto":
+            return self.limits.threshold
+        return UNMEASURED if self.auto_threshold is None else self.auto_threshold
+
+    def rank(self, recalled: Recalled, *, system: str, now: float, student: str | None = None) -> tuple[Match, ...]:
+        """All recalled examples with their utility for `student`, highest first; ties by similarity, then the newer."""
+        if not recalled.nearest:
+            return ()
+        rows = np.stack([candidate_features(e, s, system=system, now=now) for e, s in recalled.nearest])
+        utilities = self.utility.predict(rows, student).tolist()
+        matches = [Match(e, s, u) for (e, s), u in zip(recalled.nearest, utilities, strict=True)]
+        return tuple(sorted(matches, key=lambda m: (-m.utility, -m.similarity, -m.example.at, m.example.id)))
+
+    def select(
+        self,
+        recalled: Recalled,
+        *,
+        student_window_tokens: int,
+        request_tokens: int,
+        reply_tokens: int,
+        cap: int | None,
+        system: str,
+        now: float,
+        student: str | None = None,
+    ) -> Selection:
+        """The examples to show `student` for a request asked under `system`.
+
+        Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
+        than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
+        that does not fit makes room for the next.
+        """
+        considered = self.rank(recalled, system=system, now=now, student=student)
+        most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
+        room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
+        shown: list[Match] = []
+        for match in considered:
+            if len(shown) >= most or not match.utility >= self.threshold:  # a utility that is no number is not shown
+                break
+            cost = example_tokens(match.example)
+            if cost <= room and not any(same(match.example, other.example) for other in shown):
+                shown.append(match)
+                room -= cost
+        return Selection(considered, tuple(reversed(shown)), sum(example_tokens(m.example) for m in shown))
+
+
+def example_tokens(example: Example) -> int:
+    """Tokens that showing `example` adds to a prompt."""
+    return max(example.tokens, 0) + PAIR_TOKENS
+
+
+def same(a: Example, b: Example) -> bool:
+    """Whether showing both says nothing that one does not: the same request, or nearly so with the same answer."""
+    if a.request.strip() == b.request.strip():
+        return True
+    return a.answer.strip() == b.answer.strip() and float(a.embedding @ b.embedding) > SAME

@@ -1,0 +1,233 @@
+"""The store: the truth about exchanges, feedback and examples, and the feed of what changed.
+
+Everything in memory (vector index, router, utility model) follows the store by `changes` and can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from iccache.errors import ConfigError
+from iccache.examples.credit import DECAY_PER_HOUR
+from iccache.examples.sqlite import MEMORY, SqliteStore
+from iccache.types import Change, Example, Exchange, Feedback, Kept, Vector
+
+SQLITE = "sqlite:///"
+
+
+class ExampleStore(Protocol):
+    """One connection to the store. It belongs to the thread that opened it; others open their own by `reader`.
+
+    Every method raises StoreError, in one line that says what to do, when the store cannot be read or written.
+    A write is durable when the outermost transaction around it has ended; a single write is its own transaction.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that is written inside commits together, or not at all when the block raises.
+
+        Inside another transaction: a part of it that can fail alone.
+        """
+
+    # exchanges and feedback
+
+    def record(self, exchange: Exchange) -> None:
+        """Insert `exchange`, or update the one with its request_id.
+
+        It may be recorded early, because feedback came while the answer was still streaming, and again when complete:
+        feedback and quality stay, and the shown examples' statistics follow what the record says now. An incomplete
+        one never replaces a complete one. The first complete record adds 1 to `uses` of the shown examples, once.
+        """
+
+    def exchange(self, request_id: str) -> Exchange | None:
+        """The exchange with its quality so far; None when it is unknown. Of any tenant: the caller compares."""
+
+    def exchanges(self, since: float, tenant: str | None = None) -> Iterator[Exchange]:
+        """Exchanges with `at >= since`, oldest first, in constant memory and without holding a snapshot."""
+
+    def feedback(self, request_id: str) -> list[Feedback]:
+        """All feedback on an exchange, ordered by source."""
+
+    def add_feedback(
+        self,
+        feedback: Feedback,
+        *,
+        tenant: str,
+        demonstration: str | None = None,
+        embedding: Vector | None = None,
+        embedder: str | None = None,
+        tokens: int | None = None,
+    ) -> bool:
+        """Take in one judgement. False when the exchange is unknown or another tenant's.
+
+        (request_id, source) is its identity: an identical repeat changes nothing, another value replaces the old.
+        The exchange's quality is computed from all sources (credit.combined_quality); the statistics of the shown
+        examples move to what the new value alone would have left; `own_quality` of the example that came from the
+        exchange follows while its answer is still the exchange's; one QUALITY change is appended.
+
+        A demonstration becomes the answer of the example that came from the exchange, with own_quality 1. Where there
+        is none, one is made of the exchange's system prompt and task, backend "demonstration", for which `embedding`,
+        `embedder` and `tokens` are needed; without them it waits for `admit`. Raises ValueError for a score outside
+        [0, 1], and for neither score nor demonstration.
+        """
+
+    def preference(self, winner_id: str, loser_id: str, tenant: str, at: float) -> bool:
+        """A user preferred one answer: score 1 for it and 0 for the other, source "user".
+
+        False, and nothing written, when either is unknown or another tenant's. Raises ValueError when they are one.
+        """
+
+    def spent_today(self, tenant: str, now: float) -> float:
+        """USD that the tenant's exchanges of today (UTC) have cost."""
+
+    def session_backend(self, tenant: str, session: str) -> str | None:
+        """The backend of the session's last exchange."""
+
+    # exact reuse
+
+    def keep_answer(self, key: bytes, answer: Kept, *, tenant: str, expired_before: float) -> None:
+        """Keep a whole answer under the digest of its request, and forget those that came before `expired_before`.
+
+        The exchange it belongs to has to be recorded.
+        """
+
+    def kept_answer(self, key: bytes, *, tenant: str, since: float) -> Kept | None:
+        """The answer kept under `key`, if it came at or after `since` and nobody has said that it is bad."""
+
+    # examples
+
+    def admit(self, example: Example) -> str:
+        """Add an example and return its id; appends an EXAMPLE change.
+
+        A duplicate (same tenant, system prompt and request text, whatever the dialect) keeps the id and the statistics
+        of the one there is, and takes the new answer and provenance, with that answer's own quality. An answer put
+        there by a demonstration or by replay is better than a routine one: it stays, and only `at` moves on.
+        A demonstration given for `example.request_id` before takes the place of the answer.
+        """
+
+    def examples(self, ids: Sequence[str]) -> list[Example]:
+        """The examples that exist, with their statistics as of now, in the order asked. One SELECT."""
+
+    def example_of(self, request_id: str) -> Example | None:
+        """The example that came from an exchange."""
+
+    def list_examples(
+        self, tenant: str | None = None, subject: str | None = None, *, limit: int = 100, offset: int = 0
+    ) -> list[Example]:
+        """Examples, newest first."""
+
+    def count_examples(self, tenant: str | None = None) -> int:
+        """How many examples there are."""
+
+    def embeddings(self) -> Iterator[tuple[str, str, str, float, Vector]]:
+        """(id, tenant, embedder, at, embedding) of every example, in constant memory.
+
+        Not one snapshot: read `last_change` first, then this, then follow `changes` from there.
+        """
+
+    def update_example(
+        self,
+        id: str,
+        *,
+        expected_answer: str | None = None,
+        answer: str | None = None,
+        backend: str | None = None,
+        own_quality: float | None = None,
+        replays: int | None = None,
+        gain: float | None = None,
+        tokens: int | None = None,
+        embedder: str | None = None,
+        embedding: Vector | None = None,
+    ) -> bool:
+        """Set what is given. False, and nothing written, when there is no such example or its answer is no longer
+        `expected_answer` (when given): somebody changed it meanwhile.
+
+        A new answer or embedding appends an EXAMPLE change. Setting the gain starts its EMA anew: feedback on earlier
+        answers that is replaced later no longer moves it.
+        """
+
+    def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
+        """Delete text, embedding and statistics, and the text of the exchanges they came from; returns how many.
+
+        `keep_exchanges` (for eviction, which saves space and hides nothing) leaves the exchanges' text. Freed bytes
+        are overwritten in the file, and the log is emptied after the commit (see `checkpoint`). Appends changes.
+        """
+
+    def purge(self, tenant: str, subject: str | None = None, *, dry_run: bool = False) -> dict[str, int]:
+        """Erase a tenant, or one subject of it: examples as by `delete_examples`, and of the exchanges text, subject,
+        session and extra. What remains of an exchange are its numbers.
+
+        Returns {"examples": deleted, "exchanges": erased}; with `dry_run` what it would be.
+        """
+
+    # the feed of changes, and what followers keep
+
+    def changes(self, since: int, limit: int = 1000) -> list[Change]:
+        """Changes with `seq > since`, in order."""
+
+    def last_change(self) -> int:
+        """The seq of the newest change ever made; 0 when there was none."""
+
+    def oldest_change(self) -> int:
+        """The lowest seq that `changes` can still give; last_change() + 1 when none is left.
+
+        A follower whose cursor is below oldest_change() - 1 has missed something and must rebuild.
+        """
+
+    def trim_changes(self, before: int) -> int:
+        """Forget changes with `seq < before`; returns how many."""
+
+    def save_state(self, name: str, cursor: int, blob: bytes) -> bool:
+        """Keep a follower's state as of change `cursor`, unless a newer one is kept already: then False."""
+
+    def load_state(self, name: str) -> tuple[int, bytes] | None:
+        """(cursor, blob) as last saved."""
+
+    # upkeep
+
+    def trim(self, now: float, keep_days: float, limit: int = 5000) -> int:
+        """Delete exchanges (and their feedback) and changes older than `keep_days`, 0 keeping them; returns how many.
+
+        At most `limit` of each, so that nobody waits long for the write lock: call until it returns 0. Examples and
+        their statistics stay.
+        """
+
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes by part: "examples" and "exchanges" (their text), "embeddings", "other" (indexes, numbers, feed, free
+        pages) and "wal". They sum to the size of the store's files.
+        """
+
+    def writable(self) -> bool:
+        """Whether a write goes through now. Costs one small commit."""
+
+    def checkpoint(self) -> bool:
+        """Move the write-ahead log into the file and empty it. False when a reader or a transaction is in the way.
+
+        After an erasure the store does so by itself, at once or with a later commit.
+        """
+
+    def backup(self, path: Path | str) -> None:
+        """Write a consistent copy to `path` while others write; a file there is replaced only when the copy is whole.
+
+        For any thread: it opens a connection of its own.
+        """
+
+    def reader(self) -> ExampleStore:
+        """A connection for reading only, for the thread that calls this."""
+
+    def close(self) -> None:
+        """Close this connection."""
+
+
+def open_store(url: str, *, decay_per_hour: float = DECAY_PER_HOUR) -> ExampleStore:
+    """The store at `url`, made or migrated where needed.
+
+    sqlite:///relative/path, sqlite:////absolute/path, or sqlite:///:memory: (a new, empty one that ends with its last
+    connection). Raises ConfigError for another kind of url, StoreVersionError for a newer version's store, StoreError.
+    """
+    name = url.removeprefix(SQLITE)
+    if name == url or not name:
+        raise ConfigError(f"store.url: sqlite:///FILE is what this version opens (here: {url!r})")
+    return SqliteStore(MEMORY if name == MEMORY else Path(name), decay_per_hour=decay_per_hour)

@@ -1,0 +1,135 @@
+"""What showing an example is worth: the expected gain in answer quality, about -1 to 1."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from iccache.types import Example
+
+NAMES = (
+    "similarity",  # cosine of request and example, in [-1, 1]
+    "same_system",  # 1 when both were asked under the same system prompt, else 0
+    "credit",  # answers it has been judged by, each shared among the examples shown for it
+    "credited_quality",  # the quality of those answers, shared likewise; at most `credit`
+    "own_quality",  # quality of its own answer, in [0, 1]; 0.5 when unknown
+    "own_quality_known",  # 1 or 0
+    "uses",  # log(1 + answers it was shown for)
+    "age",  # log(1 + days)
+    "request_length",  # log(1 + characters)
+    "answer_length",  # log(1 + characters)
+)
+USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
+_COLUMN = {name: i for i, name in enumerate(NAMES)}
+
+Rows = NDArray[np.float64]  # (n, len(NAMES))
+
+
+def candidate_features(example: Example, similarity: float, *, system: str, now: float) -> NDArray[np.float64]:
+    """(len(NAMES),): what is known of showing `example` for a request asked under the system prompt `system`."""
+    stats = example.stats
+    known = stats.own_quality is not None
+    return np.array(
+        [
+            similarity,
+            float(same_system(example.system, system)),
+            stats.credit,
+            stats.credited_quality,
+            stats.own_quality if stats.own_quality is not None else 0.5,
+            float(known),
+            np.log1p(stats.uses),
+            np.log1p(max(now - example.at, 0.0) / 86_400),
+            np.log1p(len(example.request)),
+            np.log1p(len(example.answer)),
+        ]
+    )
+
+
+def same_system(a: str, b: str) -> bool:
+    """Whether two system prompts are the same but for space."""
+    return a == b or a.split() == b.split()
+
+
+class UtilityModel(Protocol):
+    """scikit-learn's shape. `student` names the model that is to see the examples; None: no one in particular."""
+
+    def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
+        """(n,): expected gain in quality from showing each candidate, about -1 to 1."""
+        ...
+
+    def partial_fit(
+        self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None, student: str | None = None
+    ) -> Self:
+        """Learn from shown examples X (n, len(NAMES)) and y (n,), the quality of the answers they were shown for.
+
+        A negative weight takes back what was learned from a judgement that has been replaced.
+        """
+        ...
+
+
+class RecordUtility:
+    """Similarity and the example's own record, in one formula:
+
+        utility = similarity_gain * (1 + similarity) / 2 * (1 if same system prompt else other_system)
+                + (credited_quality + kappa * m0) / (credit + kappa) - m0
+                + own_gain * (own_quality - USUAL_QUALITY)  where that is known
+
+    The first line is what an example of that similarity is expected to add when nothing is known of it: 0 to
+    `similarity_gain`, so that without a record the ranking is that of similarity, and an example from under another
+    system prompt, which shows another format, ranks below one from under the same. The second is its mean quality
+    when shown, shrunk by `kappa` answers' worth towards m0, less m0: above 0 when answers were better with it than
+    answers are. The third says little for an answer that is as
+    good as a teacher's usually are, and much against one that is not. Below 0 it comes by its record alone, which
+    moves with the evidence: one judgement of an answer that three examples were shown for counts less than a
+    difference of 0.2 in similarity.
+
+    m0 is the mean quality of all answers that examples were shown for, shrunk by `prior_answers` towards 0.5: a
+    weak student's answers do not speak against its examples. It is what `partial_fit` learns; it is the same for
+    every student. It is the mean of *answers with examples*: what they gain over none is not measured here.
+    """
+
+    def __init__(
+        self,
+        similarity_gain: float = 0.4,
+        other_system: float = 0.5,
+        kappa: float = 4.0,
+        own_gain: float = 0.75,
+        prior_answers: float = 20.0,
+    ) -> None:
+        self.similarity_gain = similarity_gain
+        self.other_system = other_system
+        self.kappa = kappa
+        self.own_gain = own_gain
+        self.prior_answers = prior_answers
+        self.quality_ = 0.0  # sum over answers
+        self.answers_ = 0.0
+
+    @property
+    def mean_(self) -> float:
+        """m0, in [0, 1]."""
+        mean = (self.quality_ + self.prior_answers * 0.5) / (self.answers_ + self.prior_answers)
+        return min(max(mean, 0.0), 1.0)
+
+    def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
+        nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
+        nearness *= np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
+        m0 = self.mean_
+        record = (_of(X, "credited_quality") + self.kappa * m0) / (_of(X, "credit") + self.kappa) - m0
+        own = self.own_gain * (_of(X, "own_quality") - USUAL_QUALITY) * _of(X, "own_quality_known")
+        total: NDArray[np.float64] = nearness + record + own
+        return total
+
+    def partial_fit(
+        self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None, student: str | None = None
+    ) -> Self:
+        quality = np.asarray(y, float)
+        weight = np.ones_like(quality) if sample_weight is None else np.asarray(sample_weight, float)
+        self.quality_ = max(self.quality_ + float(quality @ weight), 0.0)
+        self.answers_ = max(self.answers_ + float(weight.sum()), 0.0)
+        return self
+
+
+def _of(X: Rows, name: str) -> NDArray[Any]:
+    return X[:, _COLUMN[name]]

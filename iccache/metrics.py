@@ -1,0 +1,123 @@
+"""Every metric: its name, labels and sentence. The README's table follows. prometheus-client lives here alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class Row(NamedTuple):
+    """One line of the README's table."""
+
+    name: str
+    type: str
+    labels: str
+    sentence: str
+
+
+class Metrics:
+    """The numbers of one process. No tenant, model text or request id ever becomes a label."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._all: list[MetricWrapperBase] = []
+        self.requests = self._counter("iccache_requests", "Requests answered.", ["backend", "decision", "status"])
+        self.request_seconds = self._histogram(
+            "iccache_request_seconds", "From a request's arrival to its last byte.", ["backend"], SECONDS
+        )
+        self.first_byte_seconds = self._histogram(
+            "iccache_time_to_first_byte_seconds",
+            "From a request's arrival to the first byte of its answer.",
+            ["backend"],
+            SECONDS,
+        )
+        self.overhead_seconds = self._histogram(
+            "iccache_overhead_seconds", "Time spent here before a request went upstream.", [], SHORT
+        )
+        self.stage_seconds = self._histogram(
+            "iccache_stage_seconds", "Time of each stage: embed, recall, rank, route, compose.", ["stage"], SHORT
+        )
+        self.bypass = self._counter("iccache_bypass", "Requests that bypassed the cache, by reason.", ["reason"])
+        self.examples_shown = self._histogram(
+            "iccache_examples_shown", "Examples shown per request to a student.", [], (0, 1, 2, 3, 4, 5, 8, 12, 16)
+        )
+        self.examples = self._gauge(
+            "iccache_examples",
+            "Examples in the cache, of tenants with keys (keyed) and without (default).",
+            ["tenant_class"],
+        )
+        self.store_bytes = self._gauge("iccache_store_bytes", "Bytes of the store, by part.", ["part"])
+        self.tokens = self._counter(
+            "iccache_tokens", "Tokens by kind: input (examples included), output, example.", ["backend", "kind"]
+        )
+        self.cost_usd = self._counter("iccache_cost_usd", "Cost of answers in US dollars.", ["backend"])
+        self.saved_usd = self._gauge(
+            "iccache_saved_usd_total",
+            "What the dearest backend would have cost, less what was paid; falls when examples cost more.",
+            sum_of_processes=True,
+        )
+        self.in_flight = self._gauge(
+            "iccache_in_flight", "Requests being answered.", ["backend"], sum_of_processes=True
+        )
+        self.load = self._gauge("iccache_load", "Smoothed load of the dear backends; 1 is full.")
+        self.load_bias = self._gauge(
+            "iccache_load_bias",
+            "What load takes from a backend's score; persistently above 0: add capacity.",
+            ["backend"],
+        )
+        self.feedback = self._counter("iccache_feedback", "Feedback accepted.", ["source"])
+        self.quality = self._gauge("iccache_quality", "Moving average of known quality.", ["backend"])
+        self.dropped = self._counter(
+            "iccache_dropped", "Exchanges or examples that could not be recorded, by cause.", ["cause"]
+        )
+        self.circuit_open = self._gauge(
+            "iccache_circuit_open", "1 while a backend is left alone after repeated failures.", ["backend"]
+        )
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format; of every worker where there are several."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            return generate_latest(registry)
+        return generate_latest(self.registry)
+
+    def rows(self) -> Iterator[Row]:
+        """Name, type, labels and sentence of every metric, in order of definition."""
+        for metric in self._all:
+            suffix = "_total" if metric._type == "counter" else ""
+            yield Row(
+                metric._name + suffix, metric._type or "", ", ".join(metric._labelnames), metric._documentation or ""
+            )
+
+    def _counter(self, name: str, sentence: str, labels: list[str]) -> Counter:
+        metric = Counter(name, sentence, labels, registry=self.registry)
+        self._all.append(metric)
+        return metric
+
+    def _gauge(
+        self, name: str, sentence: str, labels: list[str] | None = None, *, sum_of_processes: bool = False
+    ) -> Gauge:
+        mode = "livesum" if sum_of_processes else "livemax"
+        metric = Gauge(name, sentence, labels or [], registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+        self._all.append(metric)
+        return metric
+
+    def _histogram(self, name: str, sentence: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
+        metric = Histogram(name, sentence, labels, registry=self.registry, buckets=buckets)
+        self._all.append(metric)
+        return metric
+
+
+def forget_process(pid: int) -> None:
+    """One of several workers has ended: what it held counts no longer. Its counters stay."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,330 @@
+"""THE PATH OF ONE REQUEST: start reading here.
+
+authenticate -> parse -> embed -> recall -> rank -> route -> compose -> answer (stream) -> record -> learn
+api/            `answer`, below                                                           learn.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from multidict import CIMultiDict
+
+from iccache import config
+from iccache.backends.fleet import Fleet, Post, Reply, is_stream, status_of
+from iccache.backends.headers import forwardable
+from iccache.dialects.dialect import AnswerReader, Dialect
+from iccache.errors import BackendError, RequestError
+from iccache.learn import Learner
+from iccache.metrics import Metrics
+from iccache.plan import Directory, Plan, read_controls
+from iccache.reuse import Reuse
+from iccache.select import Job, Select, signals
+from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot, Usage
+from router.features import features
+from router.routing import Router
+from router.types import Arm
+from router.types import Vector as Features
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """A request as it came through the door, its sender known."""
+
+    request_id: str
+    tenant: str
+    dialect: Dialect
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+    at: float  # Unix seconds
+    arrived: float  # on the pipeline's clock, s
+    sent: float | None = None  # when it went upstream, on the same clock
+
+
+class Tap:
+    """Looks at an answer's bytes as they pass; keeps them all only where `whole` is asked for."""
+
+    def __init__(self, reader: AnswerReader, whole: bool) -> None:
+        self.reader = reader
+        self.chunks: list[bytes] | None = [] if whole else None
+
+    def feed(self, chunk: bytes) -> bytes:
+        self.reader.feed(chunk)
+        if self.chunks is not None:
+            self.chunks.append(chunk)
+        return chunk
+
+    def answer(self) -> Answer:
+        return self.reader.answer()
+
+    def body(self) -> bytes:
+        return b"".join(self.chunks or ())
+
+
+class Head(NamedTuple):
+    """What goes to the client before the first byte of the answer."""
+
+    status: int
+    headers: CIMultiDict[str]
+
+
+class Pipeline:
+    """One request at a time, from understanding it to learning from it. Holds no state of its own."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        fleet: Fleet,
+        select: Select,
+        router: Router,
+        learner: Learner,
+        reuse: Reuse,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.directory = directory
+        self.settings = directory.settings
+        self.fleet = fleet
+        self.select = select
+        self.router = router
+        self.learner = learner
+        self.reuse = reuse
+        self.metrics = metrics
+        self.clock = clock
+
+    async def answer(self, call: Call) -> AsyncGenerator[Head | bytes]:
+        """A Head, then the answer's bytes as they come. Raises RequestError or BackendError before the Head."""
+        ask = self.parse(call)
+        async with self.reuse.turn(call.tenant, call.dialect, call.query, call.headers, ask) as turn:
+            if turn.known is not None:
+                yield self.repeat(call, ask, turn.known)
+                yield turn.known.body
+                return
+            plan = await self.decide(call, ask)
+            async with self.fleet.send(self.compose(call, ask, plan), plan.order) as reply:
+                exchange = self.begin(call, ask, plan, reply)
+                tap = Tap(call.dialect.reader(reply.streams), whole=turn.key is not None)
+                try:
+                    if reply.streams:
+                        yield self.head(call, exchange, reply.headers)
+                        async for chunk in reply.chunks:
+                            tap.feed(chunk)
+                            yield chunk
+                    else:
+                        body = b"".join([tap.feed(chunk) async for chunk in reply.chunks])
+                        self.account(exchange, ask, plan, tap.answer())
+                        yield self.head(call, exchange, reply.headers)
+                        yield body
+                except BackendError as exc:
+                    if not reply.streams:
+                        raise
+                    log.warning("%s: the stream from %s broke: %s", call.request_id, reply.backend.name, exc)
+                    yield call.dialect.error_event(broken_stream(exc))
+                finally:
+                    answer = tap.answer()
+                    self.account(exchange, ask, plan, answer)
+                    exchange.latency_s = self.clock() - call.arrived
+                    turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
+                    self.learner.finish(exchange, ask, plan, answer, turn.kept)
+
+    def parse(self, call: Call) -> Ask:
+        """The body, understood; what the headers ask of iccache laid over what the body asks."""
+        ask = call.dialect.read(call.body)
+        return replace(ask, controls=read_controls(call.headers, ask.controls))
+
+    async def decide(self, call: Call, ask: Ask) -> Plan:
+        """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""
+        session = await self.learner.session_backend(call.tenant, ask.controls.session)
+        plan = self.directory.plan(ask, session, self.select.count_prompt(ask))
+        if plan.settled:
+            return plan
+        try:
+            async with asyncio.timeout(self.settings.routing.decision_timeout_ms / 1000):
+                plan = await self.choose_examples(call, ask, plan)
+            return self.route(plan)
+        except TimeoutError:
+            return plan.plain(Reason.TIMEOUT, self.past_the_cache(plan))
+        except Exception:
+            log.exception("%s: no decision, going on without", call.request_id)
+            return plan.plain(Reason.FAILED, self.past_the_cache(plan))
+
+    async def choose_examples(self, call: Call, ask: Ask, plan: Plan) -> Plan:
+        """Embed, recall, rank: the examples for each student that may answer."""
+        selected = await self.select(Job(call.tenant, ask, plan.students, plan.request_tokens, call.at))
+        return replace(plan, embedding=selected.embedding, shown=selected.shown, considered=selected.considered)
+
+    def route(self, plan: Plan) -> Plan:
+        """Draw one of the candidates, where there is a choice."""
+        if plan.kind is DecisionKind.PINNED or len(plan.candidates) < 2:
+            return plan
+        started = self.clock()
+        arms = [self.arm(b) for b in plan.candidates]
+        decision = self.router.route(signals(plan), arms, self.fleet.load.load(started))
+        self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
+        speaking = [b for b in self.directory.by_price if b.name in plan.order]
+        order = self.directory.with_fallbacks(self.directory.names[decision.arm], speaking)
+        return replace(plan, order=order, decision=decision)
+
+    def compose(self, call: Call, ask: Ask, plan: Plan) -> Post:
+        """What goes upstream: the client's body, with the chosen examples where a student is asked."""
+
+        def body(backend: config.Backend) -> bytes:
+            if call.sent is None:
+                call.sent = self.clock()
+            started = self.clock()
+            shots = [Shot(m.example.request, m.example.answer) for m in plan.shown.get(backend.name, ())]
+            model = None if ask.model == backend.model else backend.model
+            composed = call.dialect.compose(ask, model=model, shots=shots)
+            self.metrics.stage_seconds.labels("compose").observe(self.clock() - started)
+            return composed
+
+        return Post("POST", call.dialect.path, call.query, call.headers, body)
+
+    def begin(self, call: Call, ask: Ask, plan: Plan, reply: Reply) -> Exchange:
+        """The record of this request, as far as it is known when the answer begins."""
+        first = self.clock()
+        backend = reply.backend.name
+        drawn = plan.decision is not None and plan.decision.arm == backend
+        kind = DecisionKind.FALLBACK if backend != plan.order[0] else plan.kind
+        offloaded = kind in (DecisionKind.ROUTED, DecisionKind.FALLBACK) and backend != self.directory.by_price[-1].name
+        exchange = Exchange(
+            request_id=call.request_id,
+            tenant=call.tenant,
+            subject=ask.subject,
+            session=ask.controls.session,
+            at=call.at,
+            dialect=ask.dialect,
+            model=ask.model,
+            stream=ask.stream,
+            backend=backend,
+            decision=kind,
+            reason=reply.fell_back if kind is DecisionKind.FALLBACK else plan.reason,
+            status=reply.status,
+            complete=False,
+            offloaded=offloaded,
+            relative_cost=self.relative_cost(reply.backend),
+            system=ask.system,
+            task=ask.task,
+            first_byte_s=first - call.arrived,
+            overhead_s=(call.sent or first) - call.arrived,
+            propensity=self.propensity(plan, drawn) if kind is DecisionKind.ROUTED else None,
+            features=self.features(plan, reply.backend),
+            shown=[m.example.id for m in self.shown(plan, backend)],
+            considered=plan.considered_for(backend),
+            backends=plan.scores(),
+        )
+        self.learner.begin(exchange, ask)
+        return exchange
+
+    def repeat(self, call: Call, ask: Ask, known: Kept) -> Head:
+        """The head of an answer from the record, which is an exchange of its own: it cost nothing and used nothing."""
+        exchange = Exchange(
+            request_id=call.request_id,
+            tenant=call.tenant,
+            subject=ask.subject,
+            session=ask.controls.session,
+            at=call.at,
+            dialect=ask.dialect,
+            model=ask.model,
+            stream=ask.stream,
+            backend=known.backend,
+            decision=DecisionKind.CACHED,
+            reason=None,
+            status=200,
+            complete=True,
+            system=ask.system,
+            task=ask.task,
+            overhead_s=self.clock() - call.arrived,
+            latency_s=self.clock() - call.arrived,
+            extra={"answered_by": known.request_id},
+        )
+        self.learner.begin(exchange, ask)
+        self.learner.finish(exchange, ask)
+        return self.head(call, exchange, CIMultiDict({"Content-Type": known.content_type}))
+
+    def account(self, exchange: Exchange, ask: Ask, plan: Plan, answer: Answer) -> None:
+        """What the answer was, what it took and what it cost."""
+        if exchange.complete:
+            return  # known already: an answer that does not stream is understood before its head goes out
+        backend = self.fleet.members[exchange.backend].config
+        exchange.answer = answer.text
+        exchange.finish_reason = answer.finish_reason
+        exchange.complete = answer.complete and 200 <= exchange.status < 300
+        exchange.usage = self.select.usage(answer, ask, backend, self.shown(plan, exchange.backend), exchange.status)
+        exchange.cost_usd = cost(backend, exchange.usage)
+
+    def head(self, call: Call, exchange: Exchange, given: Mapping[str, str]) -> Head:
+        """The status and headers of the answer: the upstream's own, and ours."""
+        headers = forwardable(given)
+        headers.update(
+            {
+                "x-request-id": call.request_id,
+                "x-iccache-backend": exchange.backend,
+                "x-iccache-decision": exchange.decision.value,
+                "x-iccache-examples": str(len(exchange.shown)),
+                "x-iccache-overhead-ms": f"{exchange.overhead_s * 1000:.3f}",
+            }
+        )
+        if exchange.reason is not None:
+            headers["x-iccache-reason"] = exchange.reason.value
+        if exchange.shown:
+            headers["x-iccache-example-ids"] = ",".join(exchange.shown)
+        if exchange.propensity is not None:
+            headers["x-iccache-propensity"] = f"{exchange.propensity:.6g}"
+        if is_stream(given):
+            headers.setdefault("Cache-Control", "no-cache")
+            headers["X-Accel-Buffering"] = "no"
+        else:
+            headers["x-iccache-cost-usd"] = f"{exchange.cost_usd:.10f}".rstrip("0").rstrip(".") or "0"
+        return Head(exchange.status, headers)
+
+    def past_the_cache(self, plan: Plan) -> tuple[str, ...]:
+        """Whom to ask where no decision came about: the pinned, the session's, else the teacher."""
+        if len(plan.candidates) == 1:
+            return plan.order
+        speaking = [b for b in self.directory.by_price if b.name in plan.order]
+        return self.directory.with_fallbacks(self.directory.teacher(speaking), speaking)
+
+    def features(self, plan: Plan, backend: config.Backend) -> Features | None:
+        """What the router saw, or would have seen, of this request and the backend that answers."""
+        return None if plan.embedding is None else features(signals(plan), self.arm(backend))
+
+    def shown(self, plan: Plan, backend: str) -> tuple[Match, ...]:
+        return plan.shown.get(backend, ())
+
+    def propensity(self, plan: Plan, drawn: bool) -> float:
+        """Probability with which this backend was drawn; 1 where there was nothing to draw."""
+        return plan.decision.propensity if drawn and plan.decision else 1.0
+
+    def arm(self, backend: config.Backend) -> Arm:
+        return Arm(backend.name, price(backend), backend.name in self.directory.teachers)
+
+    def relative_cost(self, backend: config.Backend) -> float:
+        """Its price as a share of the dearest's, in [0, 1]; 1 where all are free."""
+        dearest = price(self.directory.by_price[-1])
+        return price(backend) / dearest if dearest else 1.0
+
+
+def price(backend: config.Backend) -> float:
+    """One number that orders backends by output price, then input price."""
+    return backend.usd_per_million_output_tokens + 1e-6 * backend.usd_per_million_input_tokens
+
+
+def cost(backend: config.Backend, usage: Usage) -> float:
+    """US dollars for `usage` at the prices of `backend`."""
+    return (
+        usage.input * backend.usd_per_million_input_tokens + usage.output * backend.usd_per_million_output_tokens
+    ) / 1e6
+
+
+def broken_stream(error: BackendError) -> RequestError:
+    """What a client is told where a stream broke off."""
+    return RequestError(status_of(error), str(error), type="upstream_error", code=f"upstream_{error.reason.value}")

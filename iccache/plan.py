@@ -1,0 +1,208 @@
+"""Who may answer a request, before anything is looked up: pins, sessions, windows, dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from iccache import config
+from iccache.errors import RequestError
+from iccache.types import Ask, BackendScore, Considered, Controls, DecisionKind, Match, Reason, Vector
+
+if TYPE_CHECKING:
+    from router.types import Decision
+
+HEADER_BACKEND = "x-iccache-backend"
+HEADER_EXAMPLES = "x-iccache-examples"
+HEADER_STORE = "x-iccache-store"
+HEADER_SESSION = "x-iccache-session"
+NO = frozenset({"no", "false", "0", "off"})
+YES = frozenset({"yes", "true", "1", "on"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done with one request."""
+
+    order: tuple[str, ...]  # backends to ask, first to last
+    kind: DecisionKind
+    reason: Reason | None = None
+    candidates: tuple[config.Backend, ...] = ()  # whom the router may choose among, cheapest first
+    students: tuple[config.Backend, ...] = ()  # candidates that may be shown examples
+    request_tokens: int = 0
+    turns: int = 1
+    embedding: Vector | None = None
+    shown: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, in the order shown
+    considered: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, best first
+    decision: Decision | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to look up: the backend is known and is shown no examples."""
+        return self.kind is DecisionKind.BYPASS or (self.kind is DecisionKind.PINNED and not self.students)
+
+    def plain(self, reason: Reason, order: tuple[str, ...]) -> Plan:
+        """The same request past the cache, because of `reason`."""
+        return replace(
+            self,
+            order=order,
+            kind=DecisionKind.BYPASS,
+            reason=reason,
+            embedding=None,
+            shown={},
+            considered={},
+            decision=None,
+        )
+
+    def considered_for(self, backend: str) -> list[Considered]:
+        """What the record keeps of the examples considered for `backend`."""
+        shown = {m.example.id for m in self.shown.get(backend, ())}
+        return [
+            Considered(m.example.id, m.similarity, m.utility, m.example.id in shown)
+            for m in self.considered.get(backend, ())
+        ]
+
+    def scores(self) -> list[BackendScore]:
+        """What the record keeps of the router's choice."""
+        d = self.decision
+        if d is None:
+            return []
+        return [
+            BackendScore(name, float(d.scores[i]), float(d.load_bias[i]), float(d.probabilities[i]))
+            for i, name in enumerate(d.names)
+        ]
+
+
+class Directory:
+    """The backends by name and model, and the orders in which they are asked."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self.settings = settings
+        self.by_price = tuple(settings.by_price())
+        self.names = {b.name: b for b in self.by_price}
+        self.models = {b.model: b for b in reversed(self.by_price)}
+        self.students = frozenset(b.name for b in settings.students())
+        self.teachers = frozenset(b.name for b in settings.teachers())
+
+    def speaking(self, dialect: str) -> tuple[config.Backend, ...]:
+        """Backends that speak `dialect`, cheapest first. Raises RequestError where none does."""
+        found = tuple(b for b in self.by_price if dialect in b.dialects)
+        if not found:
+            raise RequestError(404, f"no backend speaks this API ({dialect})", code="dialect_not_supported")
+        return found
+
+    def teacher(self, among: Sequence[config.Backend]) -> config.Backend:
+        """The dearest teacher among some; the dearest of them where none is a teacher."""
+        return next((b for b in reversed(among) if b.name in self.teachers), among[-1])
+
+    def with_fallbacks(self, first: config.Backend, among: Sequence[config.Backend]) -> tuple[str, ...]:
+        """`first`, then the dearer ones in ascending price, then the rest."""
+        place = among.index(first)
+        return tuple(b.name for b in (first, *among[place + 1 :], *among[:place]))
+
+    def named(self, model: str) -> config.Backend | None:
+        """The backend that `model` names, by its name or its model."""
+        return self.names.get(model) or self.models.get(model)
+
+    def is_routed(self, model: str) -> bool:
+        """Whether `model` leaves the choice to the router."""
+        routed = self.settings.routing.models
+        return model in routed or ("*" in routed and self.named(model) is None)
+
+    def pinned(self, ask: Ask, speaking: Sequence[config.Backend]) -> config.Backend | None:
+        """The backend that the client insists on, or None. Raises RequestError where it names one that is not there."""
+        if ask.controls.backend is not None:
+            backend = self.names.get(ask.controls.backend)
+            if backend is None:
+                raise RequestError(
+                    400,
+                    f"no backend is named {ask.controls.backend!r}; there are: {', '.join(self.names)}",
+                    param=HEADER_BACKEND,
+                    code="backend_not_found",
+                )
+        elif self.is_routed(ask.model):
+            return None
+        else:
+            backend = self.named(ask.model)
+            if backend is None:
+                known = ", ".join([*self.settings.routing.models, *self.names])
+                raise RequestError(
+                    404,
+                    f"the model {ask.model!r} does not exist; there are: {known}",
+                    param="model",
+                    code="model_not_found",
+                )
+        if backend not in speaking:
+            raise RequestError(
+                400,
+                f"the backend {backend.name} does not speak this API; those that do: "
+                + ", ".join(b.name for b in speaking),
+                param="model",
+                code="dialect_not_supported",
+            )
+        return backend
+
+    def plan(self, ask: Ask, session_backend: str | None, request_tokens: int) -> Plan:
+        """Who may answer `ask`, and whether examples and the router are asked at all."""
+        speaking = self.speaking(ask.dialect)
+        pin = self.pinned(ask, speaking)
+        sticky = next((b for b in speaking if b.name == session_backend), None)
+        fits = tuple(b for b in speaking if request_tokens < b.context_window_tokens)
+        students = tuple(b for b in fits if b.name in self.students)
+        reason = ask.bypass
+        if reason is None and not students and any(b.name in self.students for b in speaking):
+            reason = Reason.TOO_LONG
+        first = pin or sticky or self.teacher(speaking)
+        order = (first.name,) if pin else self.with_fallbacks(first, speaking)
+        if reason is not None:
+            return Plan(order, DecisionKind.BYPASS, reason, request_tokens=request_tokens, turns=ask.turns)
+        if pin or sticky:
+            kind = DecisionKind.PINNED if pin else DecisionKind.ROUTED
+            return Plan(
+                order, kind, None, (first,), tuple(b for b in students if b is first), request_tokens, ask.turns
+            )
+        may = tuple(b for b in speaking if b.name not in self.students or b in students)
+        return Plan(order, DecisionKind.ROUTED, None, may, students, request_tokens, ask.turns)
+
+
+def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
+    """The body's controls with the headers' laid over them. Raises RequestError for a value that is none."""
+    directives = {d.strip().lower() for line in _every(headers, "cache-control") for d in line.split(",")}
+    examples = body.examples
+    text = headers.get(HEADER_EXAMPLES)
+    if text is not None:
+        if not (text.isascii() and text.strip().isdecimal()):
+            raise RequestError(
+                400, f"{HEADER_EXAMPLES} is a whole number from 0 up, not {text!r}", param=HEADER_EXAMPLES
+            )
+        examples = int(text.strip()[:9])
+    if "no-cache" in directives:
+        examples = 0
+    store = body.store and "no-store" not in directives
+    text = headers.get(HEADER_STORE)
+    if text is not None:
+        word = text.strip().lower()
+        if word not in NO | YES:
+            raise RequestError(400, f"{HEADER_STORE} is yes or no, not {text!r}", param=HEADER_STORE)
+        store = store and word in YES
+    return Controls(
+        backend=headers.get(HEADER_BACKEND, body.backend),
+        examples=examples,
+        store=store,
+        reuse=body.reuse and "no-cache" not in directives,
+        session=_session(headers) or body.session,
+    )
+
+
+def _session(headers: Mapping[str, str]) -> str | None:
+    """The session's name. Raises RequestError where it is no text, which no record could hold."""
+    text = headers.get(HEADER_SESSION, "").strip()
+    if any("\ud800" <= c <= "\udfff" for c in text):  # how bytes that are no UTF-8 arrive
+        raise RequestError(400, f"{HEADER_SESSION} is not UTF-8", param=HEADER_SESSION)
+    return text or None
+
+
+def _every(headers: Mapping[str, str], name: str) -> Iterator[str]:
+    """Every line of a header that may come more than once."""
+    return (value for key, value in headers.items() if key.lower() == name)

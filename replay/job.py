@@ -1,0 +1,266 @@
+"""One pass over the examples worth asking again. Start reading at `Job._replay`: what happens to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from iccache import config
+from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict
+from iccache.errors import BackendError, StoreError
+from iccache.examples.admission import unfit
+from iccache.examples.tokens import Tokenizer
+from iccache.types import Example, Reason
+from replay import plan
+from replay.calls import ANSWER, JUDGEMENT, Caller, Model, Refused, Unanswerable
+from replay.ledger import LEASE_S, Item, Ledger, Money, OutOfBudget, Result
+from replay.load import Overloaded
+from replay.plan import Candidate
+from replay.prices import Message, Prompt
+from replay.store import ReplayStore
+
+log = logging.getLogger(__name__)
+
+TEMPERATURE = 0.7  # of an answer that should differ from what the same model said before
+GREEDY = 0.0
+MISSES_UNTIL_OUT = 5  # examples in a row that the rest of the budget does not cover
+FAILURES_UNTIL_DOWN = 3  # examples in a row at which an upstream failed
+BEST_BY_JUDGE = 0.9  # own quality that a judge's word alone can give: 1 is for users
+
+
+class Stop(StrEnum):
+    """Why a run ended. A closed list."""
+
+    NOTHING_LEFT = "nothing_left"
+    BUDGET = "budget"
+    LOAD = "load"
+    CUT_OFF = "cut_off"
+    INTERRUPTED = "interrupted"
+    ERROR = "error"
+
+
+class Progress(Protocol):
+    """Who wants to know how far it is."""
+
+    def begin(self, total: int) -> None: ...
+
+    def step(self, result: Result | None, money: Money) -> None:
+        """One candidate is done with; None: it was left alone."""
+
+
+class Job:
+    """Replays candidates, several at once, until there are none or something says stop."""
+
+    def __init__(
+        self,
+        settings: config.Replay,
+        store: ReplayStore,
+        ledger: Ledger,
+        caller: Caller,
+        teacher: Model,
+        judge: Model,
+        tokenizer: Tokenizer,
+        progress: Progress,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.ledger = ledger
+        self.caller = caller
+        self.teacher = teacher
+        self.judge = judge
+        self.tokenizer = tokenizer
+        self.progress = progress
+        self.verdicts: Counter[Verdict] = Counter()
+        self.stopped: Stop | None = None
+        self.error: str | None = None
+        self._lately: deque[bool] = deque(maxlen=plan.CUT_OFF_AFTER)  # whether each of the latest rounds improved
+        self._misses = 0
+        self._missed = False
+        self._failures = 0
+
+    def stop(self, why: Stop, error: str | None = None) -> None:
+        """Begin nothing more, and wait for no load to fall. The first reason counts."""
+        if self.stopped is None:
+            self.stopped, self.error = why, error
+            self.caller.gate.give_up()
+
+    async def run(self, candidates: Sequence[Candidate], workers: int = 1) -> Stop:
+        """Why it ended. Raises StoreError."""
+        waiting = deque(candidates)
+        self.progress.begin(len(waiting))
+        try:
+            async with self._alive(), asyncio.TaskGroup() as group:
+                for _ in range(min(workers, len(waiting))):
+                    group.create_task(self._work(waiting))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        self.stop(Stop.BUDGET if self._missed else Stop.NOTHING_LEFT)
+        assert self.stopped is not None
+        return self.stopped
+
+    async def _work(self, waiting: deque[Candidate]) -> None:
+        while waiting and self.stopped is None:
+            item = self.ledger.claim(waiting.popleft().id, self.settings.max_rounds)
+            result = None if item is None else await self._guarded(item)
+            self.progress.step(result, self.ledger.money())
+            await asyncio.sleep(0)  # a run that finds nothing to do still hears signals
+
+    async def _guarded(self, item: Item) -> Result | None:
+        """The result of one round; None when the item was given back undone."""
+        try:
+            result = await self._replay(item)
+        except OutOfBudget:
+            self.ledger.release(item)
+            self._missed = True
+            self._misses += 1
+            if self._misses >= MISSES_UNTIL_OUT:
+                self.stop(Stop.BUDGET)
+            return None
+        except Overloaded as exc:
+            self.ledger.release(item)
+            self.stop(Stop.LOAD, str(exc))
+            return None
+        except Unanswerable as exc:
+            log.warning("example %s: %s", item.example_id, exc)
+            result = self._refuse(item)
+        except (BackendError, Refused) as exc:
+            return self._failed(item, exc)
+        self._misses = self._failures = 0
+        self._lately.append(result is Result.IMPROVED)
+        if len(self._lately) == plan.CUT_OFF_AFTER and not any(self._lately):
+            self.stop(Stop.CUT_OFF)
+        return result
+
+    async def _replay(self, item: Item) -> Result:
+        """Ask the teacher again, keep the best of old and new."""
+        example = self._example(item.example_id)
+        if example is None:
+            return Result.OVERTAKEN
+        best, quality, usable = example.answer, example.stats.own_quality, False
+        tried = {example.answer}
+        for sample in range(self.settings.samples):
+            answer = await self._answer(item, example, sample)
+            if unfit(example.request, answer) is not None:
+                continue
+            usable = True
+            if answer in tried:
+                continue
+            tried.add(answer)
+            preference = await self._judge(item).prefer(_question(example), answer, best)
+            if preference > 0.5:
+                best, quality = answer, _risen(quality, preference)
+        if not usable:
+            return self._refuse(item)
+        return self._keep(item, example, best, quality)
+
+    async def _answer(self, item: Item, example: Example, sample: int) -> str:
+        system = (Message("system", example.system),) if example.system else ()
+        room = plan.output_tokens(example.tokens, len(example.system.encode()), self.teacher.backend)
+        prompt = Prompt(
+            messages=(*system, Message("user", example.request)),
+            max_output_tokens=room or plan.LEAST_OUTPUT_TOKENS,
+            temperature=temperature(example.backend == self.teacher.backend.name, item.round, sample),
+            sample=sample,
+        )
+        return await self.caller.ask(item, ANSWER, self.teacher, prompt)
+
+    def _judge(self, item: Item) -> BackendJudge:
+        async def ask(question: str) -> str:
+            prompt = Prompt((Message("user", question),), VERDICT_TOKENS, GREEDY)
+            return await self.caller.ask(item, JUDGEMENT, self.judge, prompt)
+
+        return BackendJudge(ask, self.verdicts)
+
+    def _keep(self, item: Item, example: Example, best: str, quality: float | None) -> Result:
+        """Put the outcome down, in one commit. An example that somebody changed meanwhile is left as they want it."""
+        with self.store.transaction():
+            result = self._outcome(example, best)
+            if not self.ledger.settle(item, result):
+                return Result.OVERTAKEN
+            if result is Result.KEPT:
+                self.store.update_example(example.id, replays=item.round)
+            elif result is Result.IMPROVED:
+                self.store.update_example(
+                    example.id,
+                    expected_answer=example.answer,
+                    answer=best,
+                    backend=self.teacher.backend.name,
+                    own_quality=quality,
+                    replays=item.round,
+                    gain=0.0,  # what was measured is of the old answer
+                    tokens=self.tokenizer.count(example.request) + self.tokenizer.count(best),
+                )
+            return result
+
+    def _outcome(self, example: Example, best: str) -> Result:
+        """What `best` means for the example as it is now."""
+        now = self._example(example.id)
+        if now is None or now.answer != example.answer:
+            return Result.OVERTAKEN
+        return Result.KEPT if best == example.answer or now.stats.own_quality == 1.0 else Result.IMPROVED
+
+    def _refuse(self, item: Item) -> Result:
+        """No answer could be used. It counts as a round: else it would be tried for ever."""
+        with self.store.transaction():
+            if not self.ledger.settle(item, Result.REFUSED):
+                return Result.OVERTAKEN
+            self.store.update_example(item.example_id, replays=item.round)
+            return Result.REFUSED
+
+    def _failed(self, item: Item, exc: BackendError | Refused) -> Result | None:
+        """An upstream did not answer. One that refuses everybody, or fails again and again, ends the run."""
+        down = exc.reason is Reason.CONNECT if isinstance(exc, BackendError) else not exc.retriable
+        given_up = self.ledger.release(item, failed=not down)
+        self._failures += 1
+        if down or self._failures >= FAILURES_UNTIL_DOWN:
+            self.stop(Stop.ERROR, str(exc))
+        return self._refuse(item) if given_up else None
+
+    def _example(self, id: str) -> Example | None:
+        return next(iter(self.store.examples([id])), None)
+
+    @contextlib.asynccontextmanager
+    async def _alive(self) -> AsyncIterator[None]:
+        """Renews the leases as long as the block runs."""
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(LEASE_S / 4)
+                try:
+                    self.ledger.beat()
+                except StoreError as exc:
+                    log.warning("the leases could not be renewed: %s", exc)
+
+        task = asyncio.create_task(beat(), name="renew leases")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def temperature(same_model: bool, round: int, sample: int) -> float:
+    """Greedy for the first answer that this teacher ever gives to the request, since that is its best guess.
+
+    The teacher that gave the old answer would, greedily, say the same again; so would later samples and rounds.
+    """
+    return TEMPERATURE if same_model or round > 1 or sample > 0 else GREEDY
+
+
+def _risen(quality: float | None, preference: float) -> float | None:
+    """The quality of an answer preferred, with `preference` in (0.5, 1], over one of `quality`, where that is known.
+
+    q + (2p - 1) * (1 - q), but not above BEST_BY_JUDGE.
+    """
+    if quality is None:
+        return None
+    return max(quality, min(BEST_BY_JUDGE, quality + (2.0 * preference - 1.0) * (1.0 - quality)))
+
+
+def _question(example: Example) -> str:
+    return f"{example.system}\n\n{example.request}" if example.system else example.request

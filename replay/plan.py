@@ -1,0 +1,158 @@
+"""Which examples are worth asking again, in which order, and what that can cost. Nothing here calls anybody.
+
+A replay is worth its price where an example is used, what it is used for goes badly, and a better answer can still be
+hoped for. Examples are taken in descending order of expected gain per dollar,
+
+    score(e) = chance(e) * need(e) / cost(e)
+
+    chance(e) = 1 / (2 + rounds(e))      that a round finds a better answer, after so many that did not
+    need(e)   = max(G(e), 0.1 * S(e), 0.1 * O(e))
+    G(e)      the EMA of (1 - quality) * relative cost over the answers it was shown for (credit.gain)
+    S(e)      (1 - mean quality of those answers) * (1 - 0.8 ** credit(e))
+    O(e)      1 - the quality of its own answer, where that is known and below 0.5; else 0
+    cost(e)   expected USD of a round: `samples` answers of the teacher, each compared with the best in both orders;
+              1 where that is free
+
+S is what G would be if every backend cost the same. It is there because the cheapest backend has relative cost 0, so
+that G stays 0 where it is the only student. O is there for an example that was never used: nothing is known of what it
+leads to, so it is asked again only if its answer is known to be bad. Never asked again: an example after `max_rounds`
+rounds, one whose own answer is known to be perfect (quality 1: users approved it, or wrote it), and one with
+need < WORTH, for which there is nothing to gain.
+
+While it runs, the order has an end too: after CUT_OFF_AFTER rounds in a row that improved nothing, those that rank
+below them are not tried (at a chance of 0.14 or more a row of 20 failures has a probability under 5 %).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from iccache import config
+from iccache.backends import judge
+from iccache.errors import ConfigError
+from iccache.examples.credit import GAIN_STEP, GOOD_ENOUGH
+from replay.prices import NUSD, most_input_tokens, nusd
+from replay.store import Record
+
+EQUAL_COST = 0.1  # the relative cost that S and O are given
+WORTH = 0.001
+CUT_OFF_AFTER = 20
+BYTES_PER_TOKEN = 4
+LEAST_OUTPUT_TOKENS = 16
+USUAL_OUTPUT_TOKENS = 1024  # room for any answer; longer ones get twice their length
+JUDGE_PROMPT_BYTES = len(judge.prompt("", "", ""))
+
+
+class Models(NamedTuple):
+    """Who is asked again, and who compares."""
+
+    teacher: config.Backend
+    judge: config.Backend
+
+
+class Candidate(NamedTuple):
+    """An example that is worth asking again."""
+
+    id: str
+    need: float
+    score: float
+    rounds: int  # so far
+    expected_nusd: int
+    most_nusd: int
+
+
+def models(settings: config.Config) -> Models:
+    """The dearest teacher, and `judge.backend` or else the dearest backend. Raises ConfigError where there is none."""
+    speaking = [b for b in settings.by_price() if "chat" in b.dialects]
+    if not speaking:
+        raise ConfigError("backends: replay needs one that speaks chat completions")
+    teachers = {b.name for b in settings.teachers()}
+    teacher = next((b for b in reversed(speaking) if b.name in teachers), None)
+    if teacher is None:
+        raise ConfigError(f"backends: no teacher speaks chat completions ({', '.join(sorted(teachers))})")
+    named = settings.judge.backend
+    chosen = next((b for b in reversed(speaking) if named in (None, b.name)), None)
+    if chosen is None:
+        raise ConfigError(f"judge.backend: {named} does not speak chat completions")
+    return Models(teacher, chosen)
+
+
+def rank(rows: Iterable[Record], settings: config.Replay, asked: Models, limit: int | None = None) -> list[Candidate]:
+    """The examples worth asking again, best first; at most `limit`. Ties go to the greater need, then by id."""
+    candidates = (c for row in rows if (c := candidate(row, settings, asked)) is not None)
+    if limit is not None:
+        return heapq.nsmallest(limit, candidates, key=_order)
+    return sorted(candidates, key=_order)
+
+
+def candidate(row: Record, settings: config.Replay, asked: Models) -> Candidate | None:
+    """`row` with its score; None when it is not to be asked again."""
+    wanted = need(row)
+    output = output_tokens(row.tokens, row.system_bytes, asked.teacher)
+    if row.replays >= settings.max_rounds or row.own_quality == 1.0 or wanted < WORTH or output is None:
+        return None
+    expected = expected_nusd(row, settings.samples, asked)
+    return Candidate(
+        id=row.id,
+        need=wanted,
+        score=chance(row.replays) * wanted / (expected / NUSD or 1.0),
+        rounds=row.replays,
+        expected_nusd=expected,
+        most_nusd=most_nusd(row, settings.samples, asked, output),
+    )
+
+
+def need(row: Record) -> float:
+    """max(G, 0.1 * S, 0.1 * O), in [0, 1]."""
+    shown = own = 0.0
+    if row.credit > 0:
+        mean = min(1.0, max(0.0, row.credited_quality / row.credit))
+        shown = (1.0 - mean) * (1.0 - (1.0 - GAIN_STEP) ** row.credit)
+    if row.own_quality is not None and row.own_quality < GOOD_ENOUGH:
+        own = 1.0 - row.own_quality
+    return max(row.gain, EQUAL_COST * shown, EQUAL_COST * own)
+
+
+def chance(rounds: int) -> float:
+    """Laplace's rule of succession after `rounds` failures; a success sets the gain to 0 and is asked no more."""
+    return 1.0 / (2.0 + rounds)
+
+
+def output_tokens(tokens: int, system_bytes: int, teacher: config.Backend) -> int | None:
+    """How long a new answer may be, where request and old answer have `tokens`; None where the window has no room."""
+    prompt = tokens + system_bytes // BYTES_PER_TOKEN + most_input_tokens((0, 0))
+    room = teacher.context_window_tokens - prompt
+    return min(room, max(USUAL_OUTPUT_TOKENS, 2 * tokens)) if room >= LEAST_OUTPUT_TOKENS else None
+
+
+def most_nusd(row: Record, samples: int, asked: Models, output: int) -> int:
+    """The most that one round can cost."""
+    answer = nusd(asked.teacher, most_input_tokens((row.system_bytes, row.request_bytes)), output)
+    new, question = output * BYTES_PER_TOKEN, row.system_bytes + row.request_bytes + 2  # a line between them
+    longest = max(row.answer_bytes, new)
+    shown = most_input_tokens((JUDGE_PROMPT_BYTES + question + longest + new,))
+    return samples * (answer + 2 * nusd(asked.judge, shown, judge.VERDICT_TOKENS))
+
+
+def expected_nusd(row: Record, samples: int, asked: Models) -> int:
+    """What one round will cost if the new answers are as long as the old."""
+    question, old = row.system_bytes + row.request_bytes, row.answer_bytes // BYTES_PER_TOKEN
+    answer = nusd(asked.teacher, question // BYTES_PER_TOKEN, old)
+    shown = (JUDGE_PROMPT_BYTES + question) // BYTES_PER_TOKEN + 2 * old
+    return samples * (answer + 2 * nusd(asked.judge, shown, 1))
+
+
+def covered(candidates: Sequence[Candidate], budget_nusd: int) -> int:
+    """How many of them a budget covers even if each costs the most it can, skipping those that do not fit."""
+    count = 0
+    for one in candidates:
+        if one.most_nusd <= budget_nusd:
+            budget_nusd -= one.most_nusd
+            count += 1
+    return count
+
+
+def _order(one: Candidate) -> tuple[float, float, str]:
+    return -one.score, -one.need, one.id

@@ -1,0 +1,77 @@
+"""With which probability each arm is chosen, when scores are uncertain and cheap arms are preferred.
+
+One Thompson sample draws a score q_i ~ N(mean_i, sd_i^2) for every arm, independently (Agrawal and Goyal 2013). Going
+from the cheapest arm up, the first with q_i >= threshold is taken; when there is none, the one with the largest q_i.
+The probability that an arm comes out is computed, not sampled:
+
+    P(i) = P(q_i >= t) * prod_{j cheaper} P(q_j < t)  +  integral_{-inf}^{t} phi_i(q) prod_{j != i} Phi_j(q) dq
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from router.types import Matrix, Vector
+
+MIN_SD = 1e-9  # below it an arm counts as certain to nine digits, and the quadrature stays well scaled
+_REACH = 8.0  # standard deviations beyond which a normal density is nothing (6e-16)
+_KNOTS = np.array([-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0])  # pieces on which every normal is nearly a polynomial
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
+
+
+def choice_probabilities(means: Vector, sds: Vector, threshold: float) -> Vector:
+    """(n_arms,), sums to 1. `means` and `sds` (n_arms,) are in order of preference, cheapest first.
+
+    Exact to about 1e-8 for any ratio of the standard deviations.
+    """
+    if len(means) == 1:
+        return np.ones(1)
+    sds = np.maximum(sds, MIN_SD)
+    z = (threshold - means) / sds
+    below, above = _cdf(z), _cdf(-z)
+    cheaper_fail = np.concatenate(([1.0], np.cumprod(below)))
+    probabilities = above * cheaper_fail[:-1]
+    if cheaper_fail[-1] > 1e-12:
+        probabilities += _best_below(means, sds, threshold)
+    total: Vector = probabilities / probabilities.sum()
+    return total
+
+
+def _best_below(means: Vector, sds: Vector, threshold: float) -> Vector:
+    """(n_arms,): P(arm i has the largest score, and it is below the threshold)."""
+    low = float((means - _REACH * sds).max())  # below it some arm is certain to be larger
+    high = min(threshold, float((means + _REACH * sds).max()))
+    if low >= high:
+        # Not one arm has room below the threshold and above `low`, but for a sliver of measure 1e-15.
+        return np.zeros(len(means))
+    knots = (means[:, None] + sds[:, None] * _KNOTS).ravel()
+    edges = np.unique(np.concatenate(([low, high], knots[(knots > low) & (knots < high)])))
+    half = np.diff(edges)[:, None] / 2
+    at = ((edges[:-1, None] + half) + half * _NODES).ravel()
+    weights = (half * _WEIGHTS).ravel()
+
+    z = (at - means[:, None]) / sds[:, None]  # (n_arms, n_nodes)
+    density = np.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * sds[:, None])
+    integral: Vector = (density * _product_of_others(_cdf(z.ravel()).reshape(z.shape))) @ weights
+    return integral
+
+
+def _product_of_others(values: Matrix) -> Matrix:
+    """Row i: the product of all rows but i, without dividing."""
+    if len(values) == 2:
+        return values[::-1]
+    ones = np.ones((1, values.shape[1]))
+    before = np.cumprod(np.concatenate((ones, values[:-1])), axis=0)
+    after = np.cumprod(np.concatenate((ones, values[:0:-1])), axis=0)[::-1]
+    return np.asarray(before * after)
+
+
+def _cdf(z: Vector) -> Vector:
+    """Standard normal distribution function, to the last digit in both tails."""
+    return np.fromiter(map(math.erfc, _listed(z * -math.sqrt(0.5))), dtype=np.float64, count=len(z)) * 0.5
+
+
+def _listed(values: Vector) -> Iterable[float]:
+    listed: list[float] = values.tolist()
+    return listed

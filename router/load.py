@@ -1,0 +1,82 @@
+"""How busy the dear backends are, and what that takes from their scores."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from router.types import Vector
+
+
+def load_bias(load: float, costs: Vector, theta: float, lambda0: float, gamma: float) -> Vector:
+    """(n_arms,): `lambda0 * tanh(gamma * max(0, load - theta)) * C_i`, to be taken from the scores.
+
+    IC-Cache (SOSP 2025), section 4.2 and theorem 4. Exactly 0 at or below `theta`, never above `lambda0 * C_i`.
+    `load` and `theta` are shares of capacity (1 = full, more = queueing), `costs` C_i in [0, 1].
+    """
+    if not (math.isfinite(load) and load >= 0):
+        raise ValueError(f"load must be finite and >= 0, not {load}")
+    bias: Vector = lambda0 * math.tanh(gamma * max(0.0, load - theta)) * np.asarray(costs, dtype=np.float64)
+    return bias
+
+
+class LoadTracker:
+    """Requests in flight on each arm, smoothed over time, as a share of capacity.
+
+    `capacities` is requests at once per arm (`max_in_flight`), `watched` the arms whose load counts (the dearest).
+    A request counts from `begin` to `end`, also while it queues, so load can exceed 1. The average is exponential
+    in time with time constant `smoothing_s`, exact for any spacing of events. `now` is in seconds, from any clock;
+    one that steps back counts as standing still. Every call is O(1) in the number of requests.
+    """
+
+    def __init__(self, capacities: Mapping[str, float], watched: Iterable[str], *, smoothing_s: float = 10.0) -> None:
+        self.capacities = dict(capacities)
+        self.watched = tuple(dict.fromkeys(watched))
+        self.smoothing_s = smoothing_s
+        for name, capacity in self.capacities.items():
+            if not capacity > 0:
+                raise ValueError(f"capacity of {name!r} must be > 0, not {capacity}")
+        if unknown := [name for name in self.watched if name not in self.capacities]:
+            raise ValueError(f"no capacity is given for {', '.join(unknown)}")
+        if not smoothing_s > 0:
+            raise ValueError(f"smoothing_s must be > 0, not {smoothing_s}")
+        self._in_flight: dict[str, int] = {}
+        self._average: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
+
+    def begin(self, arm: str, now: float) -> None:
+        """A request goes to `arm` (known or not)."""
+        self._advance(arm, now)
+        self._in_flight[arm] = self.in_flight(arm) + 1
+
+    def end(self, arm: str, now: float) -> None:
+        """A request of `arm` is over; without a matching `begin` nothing happens."""
+        self._advance(arm, now)
+        self._in_flight[arm] = max(0, self.in_flight(arm) - 1)
+
+    def in_flight(self, arm: str) -> int:
+        return self._in_flight.get(arm, 0)
+
+    def arm_load(self, arm: str, now: float) -> float:
+        """Smoothed load of one arm, a share of its capacity; 0 for an arm without one."""
+        self._advance(arm, now)
+        capacity = self.capacities.get(arm)
+        return self._average[arm] / capacity if capacity else 0.0
+
+    def load(self, now: float) -> float:
+        """Smoothed load of the watched arms together, a share of their joint capacity."""
+        if not self.watched:
+            return 0.0
+        for arm in self.watched:
+            self._advance(arm, now)
+        busy = sum(self._average[arm] for arm in self.watched)
+        return busy / sum(self.capacities[arm] for arm in self.watched)
+
+    def _advance(self, arm: str, now: float) -> None:
+        if not math.isfinite(now):
+            raise ValueError(f"now must be finite, not {now}")
+        elapsed = max(0.0, now - self._seen.get(arm, now))
+        average = self._average.get(arm, 0.0)
+        share = -math.expm1(-elapsed / self.smoothing_s)
+        self._average[arm] = average + (self.in_flight(arm) - average) * share
+        self._seen[arm] = max(now, self._seen.get(arm, now))

@@ -1,0 +1,32 @@
+"""What the router learns, and what a backend costs: the one place where quality and cost become numbers to compare.
+
+The reward of an answer is its quality, in [0, 1], alone. Cost enters in two other places only: arms are tried from
+the cheapest up (`choice`), and the load bias takes score from an arm in proportion to its relative cost (`load`).
+So a price that changes needs no relearning. Latency is no part of it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from router.types import Vector
+
+
+def checked_quality(quality: float) -> float:
+    """`quality`, or ValueError when it is not a number in [0, 1]."""
+    if not 0.0 <= quality <= 1.0:
+        raise ValueError(f"quality must be in [0, 1], not {quality}")
+    return float(quality)
+
+
+def relative_cost(prices: Sequence[float]) -> Vector:
+    """(n_arms,) C_i in [0, 1]: the cheapest 0, the dearest 1, linear between; all 0 when the prices are equal."""
+    if not all(math.isfinite(price) and price >= 0 for price in prices):
+        raise ValueError(f"prices must be finite and >= 0, not {list(prices)}")
+    costs = np.asarray(prices, dtype=np.float64)
+    if not costs.size or costs.max() == costs.min():
+        return np.zeros(costs.size)
+    costs = costs / costs.max()  # first, so that denormal differences do not overflow
+    spread: Vector = (costs - costs.min()) / (1.0 - costs.min()) if costs.min() < 1.0 else np.zeros(costs.size)
+    return spread

@@ -1,0 +1,69 @@
+"""The words of the router: everyone here imports them, they import nobody."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A candidate backend. `price` is in any unit >= 0 that is comparable between arms (USD per typical request)."""
+
+    name: str
+    price: float
+    is_teacher: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.price) and self.price >= 0):
+            raise ValueError(f"arm {self.name!r}: price must be finite and >= 0, not {self.price}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSignals:
+    """What is known of the examples chosen for one arm. Similarities are cosines, utilities predicted quality gains."""
+
+    count: int
+    similarity_max: float
+    similarity_mean: float
+    utility_max: float
+    utility_mean: float
+    tokens: int
+
+
+NO_EXAMPLES = ExampleSignals(0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signals:
+    """What is known of one request before routing."""
+
+    embedding: NDArray[np.float32] | None  # (dim,), unit norm; None when it could not be computed
+    tokens: int
+    turns: int
+    examples: Mapping[str, ExampleSignals]  # by arm name; absent = none
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The arm that serves, and everything needed to judge and to learn from the choice later."""
+
+    arm: str
+    propensity: float  # probability with which `arm` was served, in (0, 1]
+    names: tuple[str, ...]
+    probabilities: Vector  # (n_arms,), sums to 1: what `preferred` was drawn from
+    scores: Vector  # (n_arms,): S_i, expected quality less the load bias
+    load_bias: Vector  # (n_arms,), >= 0
+    features: Vector  # (n_features,) of `arm`: what is logged and learned from
+    preferred: str  # what the policy itself would have served; differs from `arm` only in shadow mode
+
+
+def price_order(arms: Sequence[Arm]) -> list[int]:
+    """Positions of the arms from cheapest to dearest. At one price students come before teachers, then as listed,
+    so that the last one is "the dearest" wherever the word is used."""
+    return sorted(range(len(arms)), key=lambda i: (arms[i].price, arms[i].is_teacher))

@@ -1,0 +1,121 @@
+"""The first estimate of utility, against its formula and against what it must rank."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iccache.examples.utility import NAMES, RecordUtility, Rows, candidate_features, same_system
+from iccache.types import Example, ExampleStats
+
+NOW = 1_000_000.0
+SHARE = st.floats(0, 1)
+
+
+def example(system: str = "", at: float = NOW, **stats: Any) -> Example:
+    return Example(
+        "e", "t", None, "r", at, "chat", system, "request", "answer", "b", "m", np.zeros(2, np.float32), 5,
+        ExampleStats(**stats),
+    )  # fmt: skip
+
+
+def row(similarity: float = 0.8, system: str = "", **stats: Any) -> Rows:
+    return candidate_features(example(**stats), similarity, system=system, now=NOW)[np.newaxis]
+
+
+def utility(*args: Any, **kwargs: Any) -> float:
+    return float(RecordUtility().predict(row(*args, **kwargs))[0])
+
+
+def test_features_have_a_name_each() -> None:
+    features = candidate_features(
+        example("be brief", NOW - 86_400, uses=3, credit=2.0, credited_quality=1.5, own_quality=0.25),
+        0.5,
+        system=" be  brief\n",
+        now=NOW,
+    )
+    assert dict(zip(NAMES, features.tolist(), strict=True)) == pytest.approx(
+        {
+            "similarity": 0.5,
+            "same_system": 1.0,
+            "credit": 2.0,
+            "credited_quality": 1.5,
+            "own_quality": 0.25,
+            "own_quality_known": 1.0,
+            "uses": np.log(4),
+            "age": np.log(2),
+            "request_length": np.log(8),
+            "answer_length": np.log(7),
+        }
+    )
+
+
+def test_a_clock_that_went_back_makes_no_negative_age() -> None:
+    assert np.isfinite(candidate_features(example(at=NOW + 9e9), 0.5, system="", now=NOW)).all()
+
+
+def test_equally_similar_examples_rank_differently_after_opposite_feedback() -> None:
+    none = utility()
+    assert utility(credit=1 / 3, credited_quality=1 / 3) > none + 0.03
+    assert utility(credit=1 / 3, credited_quality=0.0) < none - 0.03
+    assert utility(own_quality=1.0) > none + 0.05
+    assert utility(own_quality=0.0) < none - 0.05
+
+
+@given(a=st.floats(-1, 1), b=st.floats(-1, 1))
+def test_without_a_record_the_ranking_is_that_of_similarity(a: float, b: float) -> None:
+    assert (utility(a) > utility(b)) == (a > b) or abs(a - b) < 1e-12
+    assert utility(a) >= 0.0
+
+
+@given(similarity=st.floats(-1, 1), credit=st.floats(0, 1000), mean=SHARE, own=st.none() | SHARE, system=st.booleans())
+def test_it_is_the_formula_and_stays_within_one(
+    similarity: float, credit: float, mean: float, own: float | None, system: bool
+) -> None:
+    got = utility(similarity, "" if system else "other", credit=credit, credited_quality=mean * credit, own_quality=own)
+    expected = 0.4 * (1 + similarity) / 2 * (1.0 if system else 0.5)
+    expected += (mean * credit + 4 * 0.5) / (credit + 4) - 0.5
+    expected += 0.0 if own is None else 0.75 * (own - 0.75)
+    assert got == pytest.approx(expected, abs=1e-9)
+    assert -1.1 <= got <= 1.2
+
+
+def test_more_evidence_says_more_and_a_single_judgement_little() -> None:
+    few, many = utility(credit=1, credited_quality=1), utility(credit=50, credited_quality=50)
+    assert utility() < few < many
+    assert few - utility() < 0.2
+
+
+def test_an_example_from_under_another_system_prompt_ranks_below_one_from_under_the_same() -> None:
+    assert utility(0.9, "You are a judge.") < utility(0.5, "")
+    assert utility(0.9, "You are a judge.") >= 0.0
+
+
+def test_system_prompts_are_compared_but_for_space() -> None:
+    assert same_system("a  b\n", "a b")
+    assert not same_system("a b", "ab")
+    assert not same_system("", "a")
+
+
+def test_a_weak_students_answers_do_not_speak_against_its_examples() -> None:
+    record = row(0.0, credit=60, credited_quality=12)  # a fifth of the answers were good
+    model = RecordUtility()
+    assert model.predict(record)[0] < 0
+    model.partial_fit(np.repeat(record, 500, 0), [1.0, 0.0, 0.0, 0.0, 0.0] * 100)
+    assert model.mean_ == pytest.approx((100 + 10) / 520)
+    assert model.predict(record)[0] == pytest.approx(model.predict(row(0.0))[0], abs=0.02)
+
+
+def test_a_judgement_can_be_taken_back() -> None:
+    model = RecordUtility().partial_fit(row(), [0.75])
+    before = model.mean_
+    model.partial_fit(row(), [0.1]).partial_fit(row(), [0.1], sample_weight=[-1.0])
+    assert model.mean_ == pytest.approx(before)
+
+
+def test_all_candidates_are_predicted_at_once_for_any_student() -> None:
+    rows = np.concatenate([row(s) for s in (0.1, 0.5, 0.9)])
+    assert RecordUtility().predict(rows, "small").shape == (3,)
+    assert RecordUtility().predict(np.empty((0, len(NAMES)))).shape == (0,)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from router.drift import Cusum
+
+
+def feedbacks_until_alarm(cusum, surprises):
+    return next((i for i, surprise in enumerate(surprises, 1) if cusum.observe(surprise)), None)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_lasting_surprise_to_either_side_is_noticed_after_a_handful(sign):
+    assert feedbacks_until_alarm(Cusum(slack=0.25, alarm=4.0), [sign * 0.9] * 50) == 7  # 7 * 0.65 > 4
+
+
+def test_a_bias_within_the_slack_never_alarms():
+    assert feedbacks_until_alarm(Cusum(), [0.24, 0.25] * 5000) is None
+
+
+def test_fair_coins_hardly_ever_alarm(rng):
+    alarms, cusum = 0, Cusum()
+    for surprise in rng.choice([-0.5, 0.5], size=100_000):
+        alarms += cusum.observe(surprise)
+    assert 1 <= alarms <= 30
+
+
+def test_after_an_alarm_it_starts_afresh():
+    cusum = Cusum()
+    assert feedbacks_until_alarm(cusum, [-1.0] * 9) == feedbacks_until_alarm(cusum, [-1.0] * 9)
+    assert (cusum.fall, cusum.rise) == (0.0, 0.0)
+
+
+def test_an_infinite_alarm_is_off():
+    assert feedbacks_until_alarm(Cusum(alarm=np.inf), [-1.0] * 1000) is None
+
+
+@pytest.mark.parametrize("bad", [{"slack": -1}, {"alarm": float("nan")}, {"fall": -0.1}, {"rise": float("nan")}])
+def test_values_that_make_no_sense_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Cusum(**bad)

@@ -1,0 +1,97 @@
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.features import N_PROJECTED, NAMES, PROJECTED_LIMIT, features, project, projection
+from router.types import Arm, ExampleSignals, Signals
+from tests.router.worlds import STUDENT, TEACHER, TwoKinds
+
+
+def test_one_value_for_each_name_and_the_constant_first(rng):
+    x = features(TwoKinds(rng).signals(0), STUDENT)
+    assert x.shape == (len(NAMES),) and x.dtype == np.float64
+    assert NAMES[0] == "constant" and x[0] == 1.0
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_each_signal_has_its_place():
+    examples = ExampleSignals(5, 0.9, 0.8, 0.3, -0.2, 4096)
+    x = features(Signals(None, tokens=100, turns=1, examples={"student": examples}), STUDENT)
+    named = dict(zip(NAMES, x, strict=True))
+    assert [named[f"embedding_{i}"] for i in range(N_PROJECTED)] == [0.0] * N_PROJECTED
+    assert named["log_tokens"] == pytest.approx(0, abs=1e-12) and named["turns"] == 0.0
+    assert (named["examples"], named["similarity_max"], named["similarity_mean"]) == (1.0, 0.9, 0.8)
+    assert (named["utility_max"], named["utility_mean"], named["example_tokens"]) == (0.3, -0.2, 1.0)
+
+
+def test_examples_count_only_for_the_arm_they_were_chosen_for(rng):
+    signals = TwoKinds(rng).signals(0)
+    shown, plain = features(signals, STUDENT), features(signals, TEACHER)
+    first = NAMES.index("examples")
+    np.testing.assert_array_equal(shown[:first], plain[:first])
+    assert (plain[first:] == 0).all() and (shown[first:] != 0).all()
+
+
+@settings(deadline=None)
+@given(
+    embedding=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40),
+    tokens=st.integers(0, 10**12),
+    turns=st.integers(0, 10**6),
+    count=st.integers(0, 1000),
+    floats=st.tuples(*[st.floats(-1e9, 1e9)] * 4),
+)
+def test_every_entry_is_bounded(embedding, tokens, turns, count, floats):
+    signals = Signals(
+        np.array(embedding, dtype=np.float32), tokens, turns, {"a": ExampleSignals(count, *floats, tokens)}
+    )
+    x = features(signals, Arm("a", 1.0))
+    assert np.abs(x[1 : 1 + N_PROJECTED]).max() <= PROJECTED_LIMIT
+    assert np.abs(x[1 + N_PROJECTED :]).max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        Signals(np.array([np.nan, 1.0], dtype=np.float32), 1, 1, {}),
+        Signals(np.array([np.inf, 1.0], dtype=np.float32), 1, 1, {}),
+        Signals(np.ones((2, 2), dtype=np.float32), 1, 1, {}),
+        Signals(np.zeros(0, dtype=np.float32), 1, 1, {}),
+        Signals(None, -1, 1, {}),
+        Signals(None, 1, -1, {}),
+        Signals(None, 1, 1, {"student": ExampleSignals(1, float("nan"), 0.0, 0.0, 0.0, 0)}),
+        Signals(None, 1, 1, {"student": ExampleSignals(-1, 0.0, 0.0, 0.0, 0.0, 0)}),
+        Signals(None, 1, 1, {"student": ExampleSignals(1, 0.0, 0.0, 0.0, 0.0, -5)}),
+    ],
+)
+def test_signals_that_are_no_numbers_are_refused(signals):
+    with pytest.raises(ValueError):
+        features(signals, STUDENT)
+
+
+def test_the_projection_is_the_same_everywhere():
+    """Written down: another process, machine or numpy must not change what stored statistics mean."""
+    assert "".join("+" if v > 0 else "-" for v in projection(384)[0, :32]) == "+---++--+-+-+------++-----+-----"
+    assert "".join("+" if v > 0 else "-" for v in projection(384)[63, -32:]) == "++++----+-+--++-+-+---+---++++++"
+    digest = hashlib.sha256(projection(384).astype(np.int8).tobytes()).hexdigest()
+    assert digest == "1507eb3d630129b5461327e985fae43173e64a5bf8fb8dacd375e3c9d4532873"
+
+
+def test_the_projection_is_balanced_and_depends_on_the_dimension():
+    signs = projection(384)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert abs(signs.mean()) < 4 / np.sqrt(signs.size)
+    correlations = (signs @ signs.T / 384)[~np.eye(N_PROJECTED, dtype=bool)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(384)
+    assert (projection(383) != signs[:, :383]).any()
+
+
+def test_unit_vectors_have_unit_variance_and_cosines_survive(rng):
+    world = TwoKinds(rng)
+    kinds = [np.stack([world.embedding(kind) for _ in range(200)]) for kind in (0, 1)]
+    x = [np.stack([project(e) for e in kind]) for kind in kinds]
+    assert np.mean(np.concatenate(x) ** 2) == pytest.approx(1.0, abs=0.1)
+    for a, b in ((0, 0), (0, 1), (1, 1)):
+        assert (x[a] @ x[b].T).mean() / N_PROJECTED == pytest.approx((kinds[a] @ kinds[b].T).mean(), abs=0.12)
