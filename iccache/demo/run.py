@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import signal
 import tempfile
 import threading
@@ -37,13 +38,15 @@ from iccache.demo.report import CONDITIONS, Outcomes, Report
 from iccache.demo.screen import Bar, Screen
 from iccache.demo.servers import free_port, model_server, proxy_server, run_to_end
 from iccache.demo.tasks import FULL, QUICK, SEED, TASKS, Item, Sizes, Split, Task
+from iccache.errors import IccacheError
 
 STUDENT, TEACHER, AUTO = "student", "teacher", "auto"
 PRICES = {STUDENT: Price(0.05, 0.20), TEACHER: Price(1.00, 4.00)}  # made up, of the usual proportions
-QUALITY_TARGET = 0.75  # what this application asks of a cheaper model: so much of the teacher's quality
+QUALITY_TARGET = 0.7  # what this application asks of a cheaper model: so much of the teacher's quality
+EXPLORATION = 0.1  # a short run has to try things sooner than a long one
 NOT_STORED = {"x-iccache-store": "no"}
 PLAIN = {**NOT_STORED, "x-iccache-examples": "0"}
-WARM_UP_AT_MOST_S = 240.0  # on a slow machine a stage ends early rather than the demo late
+WARM_UP_AT_MOST_S = 200.0  # on a slow machine a stage ends early rather than the demo late
 WARM_UP_AT_LEAST = 80  # requests, of both tasks together
 ROUTED_AT_MOST_S = 150.0
 ROUTED_AT_LEAST = 50
@@ -83,7 +86,7 @@ def run(options: Options) -> None:
     """Everything; prints the findings. Raises IccacheError where something fails."""
     with _terminable(), contextlib.ExitStack() as stack:
         screen = stack.enter_context(Screen())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iccache-demo-")))
+        folder = stack.enter_context(_scratch(screen))
         upstreams = _upstreams(options, screen, folder, stack)
         config, port = folder / "iccache.toml", free_port()
         config.write_text(configuration(port, folder / "cache.db", upstreams), encoding="utf-8")
@@ -97,13 +100,28 @@ def run(options: Options) -> None:
 def _finish(report: Report, options: Options, screen: Screen) -> None:
     screen.console.print(report.as_table())
     for sentence in report.sentences():
-        screen.console.print(f"- {escape(sentence)}", highlight=False)
+        screen.console.print(f"- {escape(sentence)}", highlight=False, soft_wrap=not screen.console.is_terminal)
     if options.json_file is not None:
         try:
             options.json_file.write_text(json.dumps(report.as_data(), indent=2) + "\n", encoding="utf-8")
         except OSError as exc:
             raise DemoError(f"{options.json_file}: cannot be written: {exc.strerror}") from exc
     screen.say("done")
+
+
+@contextlib.contextmanager
+def _scratch(screen: Screen) -> Iterator[Path]:
+    """A folder for the cache and the logs, which stays where something fails: the logs say what."""
+    folder, failed = Path(tempfile.mkdtemp(prefix="iccache-demo-")), False
+    try:
+        yield folder
+    except IccacheError:
+        failed = True
+        screen.say(f"it failed; the logs are in {folder}")
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -148,7 +166,8 @@ def _upstreams(options: Options, screen: Screen, folder: Path, stack: contextlib
 def configuration(port: int, database: Path, upstreams: Mapping[str, Upstream]) -> str:
     """The proxy's configuration file. Generous limits, since two cores do everything at once."""
     lines = ["[server]", f"port = {port}", "[store]", f"url = {json.dumps(f'sqlite:///{database}')}"]
-    lines += ["[routing]", "decision_timeout_ms = 10000", f"quality_target = {QUALITY_TARGET}"]
+    lines += ["[routing]", "decision_timeout_ms = 10000"]
+    lines += [f"quality_target = {QUALITY_TARGET}", f"exploration = {EXPLORATION}"]
     for name, upstream in upstreams.items():
         lines += [
             "[[backends]]",

@@ -41,7 +41,7 @@ class Screen:
     def say(self, text: str) -> None:
         """A line that stays, with the time since the start."""
         minutes, seconds = divmod(int(self.clock() - self.started), 60)
-        self.console.print(f"[dim]{minutes:2d}:{seconds:02d}[/dim]  {text}", highlight=False)
+        self.console.print(f"[dim]{minutes:2d}:{seconds:02d}[/dim]  {text}", highlight=False, soft_wrap=True)
 
     def bar(self, title: str, total: int) -> Bar:
         """Something that takes `total` steps."""

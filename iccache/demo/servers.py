@@ -48,6 +48,10 @@ def running(name: str, command: Sequence[str], log: Path, out: Path | None = Non
     child = Child(name, process, log)
     try:
         yield child
+    except IccacheError as exc:
+        if child.process.poll() is None or isinstance(exc, ServerError):
+            raise
+        raise ServerError(f"{name} ended with {child.process.returncode}: {child.last_words()}") from exc
     finally:
         child.end()
 

@@ -50,7 +50,7 @@ class Sizes:
     routed: int
 
 
-QUICK = Sizes(warm_up=80, held_out=30, routed=40)
+QUICK = Sizes(warm_up=80, held_out=40, routed=36)
 FULL = Sizes(warm_up=160, held_out=100, routed=100)
 
 

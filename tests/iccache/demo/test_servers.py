@@ -11,6 +11,7 @@ import pytest
 
 from iccache.demo import servers
 from iccache.demo.servers import ServerError, free_port, run_to_end, running
+from iccache.errors import IccacheError
 
 SLEEPS = ["-c", "import time; print('asleep', flush=True); time.sleep(600)"]
 HOLDS_A_CHILD = """
@@ -62,6 +63,16 @@ def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) 
         child.wait_until_ready(f"http://127.0.0.1:{free_port()}/health", timeout_s=30)
 
     assert str(caught.value) == "the server ended with 1: the port is taken"
+
+
+def test_what_fails_because_a_server_ended_is_told_as_that(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(ServerError, match="sleeper ended with -9: asleep"), running("sleeper", SLEEPS, log) as child:
+        while "asleep" not in child.last_words():
+            time.sleep(0.05)
+        child.process.kill()
+        child.process.wait()
+        raise IccacheError("connection refused")
 
 
 def test_a_server_that_never_answers_is_told(tmp_path: Path) -> None:
