@@ -2,6 +2,8 @@
 #
 #   make demo [ARGS="--full --json FILE"]   the main job on real models and real data
 #   make test [PYTEST="-k name"]            ruff, mypy --strict, pytest
+#   make clients [ARGS="--only NAME"]       every client directly and through the proxy; makes their environments
+#   make bench [QUICK=1]                    what the proxy costs, beside other proxies
 #   make lint                               ruff and mypy alone
 #   make docs                               write the generated parts of README.md and deploy/ anew
 #   make lock                               write deploy/constraints.txt anew from pyproject.toml
@@ -21,7 +23,7 @@ PYTHON := $(shell for python in python3.11 python3; do \
 endif
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
 
-.PHONY: demo test lint docs lock clean
+.PHONY: demo test clients bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.with-demo
@@ -29,6 +31,12 @@ demo: $(VENV)/.with-demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+clients: $(VENV)/.with-test
+	$(BIN)/python -m tests.clients.run $(ARGS)
+
+bench: $(VENV)/.with-test
+	$(BIN)/python -m tests.bench.run $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(VENV)/.with-test
 	$(BIN)/python -m ruff check .
@@ -62,5 +70,5 @@ lock:
 	rm -rf $(VENV)-lock build
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock .clients build *.egg-info .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,8 @@ from iccache import config
 from iccache.api.auth import Gate
 from iccache.backends.client import BackendClient, make_session
 from iccache.backends.fleet import Fleet, Member
-from iccache.errors import ConfigError, StoreError
+from iccache.backends.retry import Retries
+from iccache.errors import ConfigError, IccacheError, StoreError
 from iccache.examples.embed import make_embedder
 from iccache.examples.redact import Redactor
 from iccache.examples.retriever import Retriever
@@ -31,6 +32,7 @@ from iccache.pipeline import Pipeline
 from iccache.plan import Directory
 from iccache.reuse import Reuse
 from iccache.select import Select
+from iccache.warm import Warm
 from router.linear import LinearThompson
 from router.load import LoadTracker
 from router.policy import Always, Policy, Uniform
@@ -67,6 +69,7 @@ class Proxy:
         self.loaded = False
         self.utility = RecordUtility()
         self.policies: dict[str, Policy] = {}
+        self.warm = Warm()
         self._reachable_until = 0.0
         self._use(settings)
 
@@ -80,6 +83,9 @@ class Proxy:
             for b in settings.backends
         }
         tokenizers = {b.tokenizer: make_tokenizer(b.tokenizer) for b in reversed(settings.by_price())}
+        before: Gate | None = getattr(self, "gate", None)
+        if before is not None:
+            gate.continue_from(before)
         self.settings, self.gate, self.keys, self.tokenizers = settings, gate, keys, tokenizers
         self.directory = Directory(settings)
         self.admin_key = self.environ.get(settings.server.admin_key_env, "").strip() or None
@@ -87,10 +93,10 @@ class Proxy:
     async def start(self) -> None:
         """Open the store, load the model and the index. Raises StoreError or ConfigError."""
         settings = self.settings
-        self.session = make_session()
         self.writer = await asyncio.to_thread(lambda: Writer(self._open_store, max_queue=WRITES_WAITING))
         self.select = Select(settings, self._retriever, self._selector(), self.tokenizers, self.metrics)
         await self.select.start()
+        self.session = make_session()
         self._wire()
         self.learner = Learner(
             self.directory,
@@ -130,9 +136,9 @@ class Proxy:
         for backend in settings.backends:
             member = Member(backend, BackendClient(backend, self.keys[backend.name], self.session))
             if known is not None and backend.name in known.members:
-                member.circuit = known.members[backend.name].circuit
+                member.take_over(known.members[backend.name])
             members.append(member)
-        self.fleet = Fleet(members, load, self.metrics, self.clock)
+        self.fleet = Fleet(members, load, self.metrics, self.clock, self._retries(known), self.wall)
         r = settings.routing
         self.router = Router(
             self._policy(r.policy),
@@ -146,6 +152,12 @@ class Proxy:
             certify_first=r.certify_first,
             rng=self.rng,
         )
+
+    def _retries(self, known: Fleet | None) -> Retries:
+        """What is left of the budget lives on."""
+        share = self.settings.routing.retry_share
+        same = known is not None and known.retries.budget.share == share
+        return known.retries if known is not None and same else Retries(share, clock=self.clock)
 
     def _policy(self, name: str) -> Policy:
         if name not in self.policies:
@@ -170,6 +182,7 @@ class Proxy:
             self.router,
             self.learner,
             Reuse(self.settings.cache, self.learner),
+            self.warm,
             self.metrics,
             self.clock,
         )
@@ -242,8 +255,9 @@ class Proxy:
         self.metrics.load.set(self.fleet.load.load(now))
         kind = "keyed" if self.settings.tenants else "default"
         try:
-            count, parts = await self.read(lambda s: (s.count_examples(), s.size_bytes()))
-        except StoreError as exc:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                count, parts = await self.read(lambda s: (s.count_examples(), s.size_bytes()))
+        except (IccacheError, TimeoutError) as exc:
             log.warning("the store cannot be measured: %s", exc)
             return
         self.metrics.examples.labels(kind).set(count)

@@ -117,6 +117,7 @@ async def _backend(backend: config.Backend) -> str:
     finally:
         await session.close()
     if upstream.status >= 400:
-        said = answer[:SHOWN_BYTES].decode("utf-8", "replace")
+        said = answer.decode("utf-8", "replace")
+        said = (said.replace(key, "***") if key else said)[:SHOWN_BYTES]  # some repeat the key that they refuse
         raise IccacheError(f"{backend.model} answered {upstream.status}: {said}")
     return f"{backend.model} answered in {time.perf_counter() - started:.2f} s"

@@ -24,6 +24,7 @@ ENV_PREFIX = "ICCACHE_"
 DEFAULT_FILE = Path("iccache.toml")
 DIALECTS: tuple[Literal["chat", "responses", "messages"], ...] = ("chat", "responses", "messages")
 
+Placement = Literal["start", "end"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -87,6 +88,10 @@ class Backend(Section, frozen=True):
     key_env: Annotated[str | None, say("Environment variable with the key that goes upstream; none: no key.")] = None
     usd_per_million_input_tokens: Annotated[NotNegative, say("Price of input.", "USD per million tokens")] = 0
     usd_per_million_output_tokens: Annotated[NotNegative, say("Price of output.", "USD per million tokens")] = 0
+    usd_per_million_cached_input_tokens: Annotated[
+        NotNegative | None,
+        say("Price of input from its prompt cache; unset: as other input.", "USD per million tokens"),
+    ] = None
     context_window_tokens: Annotated[AtLeastOne, say("Longest prompt and answer together.", "tokens")] = 8192
     max_in_flight: Annotated[
         AtLeastOne, say("Requests at once that mean full load; also the unit of iccache_load.", "requests")
@@ -127,6 +132,12 @@ class Selection(Section, frozen=True):
     recall_k: Annotated[AtLeastOne, say("Nearest examples that are considered.", "examples")] = 16
     max_examples: Annotated[Count, say("Examples that are shown, at most.", "examples")] = 3
     max_tokens: Annotated[Count, say("Tokens that examples may take in a prompt, at most.", "tokens")] = 2048
+    placement: Annotated[
+        Placement,
+        say(
+            "Examples go before the conversation (start) or before its last question (end), which keeps prompt caches."
+        ),
+    ] = "start"
     threshold: Annotated[
         float | Literal["auto"],
         say('Utility below which an example is not shown; "auto" lets the nearest through until a gain is measured.'),
@@ -153,6 +164,9 @@ class Routing(Section, frozen=True):
     theta: Annotated[NotNegative, say("Load of the dear backends (1 = full) above which they lose score.")] = 0.8
     lambda0: Annotated[NotNegative, say("Most that load takes from a score, in quality.")] = 0.5
     gamma: Annotated[NotNegative, say("How fast the load's influence saturates.")] = 2.0
+    retry_share: Annotated[
+        Share, say("Requests that may be sent once more where every backend has failed, as a share of all; 0: none.")
+    ] = 0.1
     decision_timeout_ms: Annotated[
         Positive, say("Longest embedding, recall, ranking and routing; then the teacher answers plain.", "ms")
     ] = 1000

@@ -42,6 +42,7 @@ class BackendError(IccacheError):
         super().__init__(message)
         self.reason = reason
         self.stale = stale  # a pooled connection had been closed by the upstream: worth one more try
+        self.should_retry = True  # False: the client is not to try again either
 
 
 class BackendTimeout(BackendError):
@@ -60,6 +61,7 @@ class RequestError(IccacheError):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        should_retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -68,3 +70,4 @@ class RequestError(IccacheError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.should_retry = should_retry

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from iccache.types import Example, Exchange, Feedback
+
+REQUEST_CHARS = 60  # shown of each in a list
+WIDE = 220  # columns where no terminal says how many it has
 
 
 def exchange_as_json(exchange: Exchange, feedback: Sequence[Feedback]) -> dict[str, Any]:
@@ -58,6 +65,29 @@ def show(record: dict[str, Any]) -> None:
     _table(console, "backends", record["backends"])
     _table(console, "examples considered", record["considered"])
     _table(console, "feedback", record["feedback"])
+
+
+def list_examples(examples: Sequence[Example]) -> None:
+    """One line each on the terminal."""
+    table = Table("id", "tenant", "subject", "at", "backend", "uses", "quality", "request")
+    for e in examples:
+        at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(e.at))
+        quality = "" if e.stats.own_quality is None else f"{e.stats.own_quality:.2f}"
+        asked = " ".join(e.request.split())
+        cells = (e.id, e.tenant, e.subject or "", at, e.backend, str(e.stats.uses), quality, asked[:REQUEST_CHARS])
+        table.add_row(*map(escape, cells))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def show_example(example: Example) -> None:
+    """One example whole, as text."""
+    record = example_as_json(example)
+    stats = ", ".join(f"{name} {value}" for name, value in record.pop("stats").items())
+    texts = {name: record.pop(name) for name in ("system", "request", "answer")}
+    click.echo("\n".join([*(f"{name}: {value}" for name, value in record.items()), f"stats: {stats}"]))
+    for name, text in texts.items():
+        click.echo(f"{name}:\n{textwrap.indent(text, '    ')}")
+    click.echo()
 
 
 def _table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from iccache import config
 from iccache.errors import IccacheError, RequestError, StoreError
 from iccache.examples.admission import admissible, to_example, unfit
 from iccache.examples.redact import Redactor
@@ -27,8 +28,21 @@ from iccache.examples.utility import NAMES, UtilityModel
 from iccache.examples.writer import Writer
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan
+from iccache.price import cost
 from iccache.select import Select
-from iccache.types import Answer, Ask, Change, ChangeKind, DecisionKind, Exchange, Feedback, Kept, Reason, Verdict
+from iccache.types import (
+    Answer,
+    Ask,
+    Change,
+    ChangeKind,
+    DecisionKind,
+    Exchange,
+    Feedback,
+    Kept,
+    Reason,
+    Usage,
+    Verdict,
+)
 from router.routing import Router
 from router.types import Decision
 
@@ -36,6 +50,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROUTER_STATE = "router"
+UTILITY_STATE = "utility"
 FOLLOW_EVERY_S = 0.2
 FOLLOW_AGAIN_S = 1.0  # after a failure
 UPKEEP_EVERY_S = 5.0
@@ -54,6 +69,14 @@ class Outcome(NamedTuple):
     features: NDArray[np.float64] | None
     old: float | None
     new: float | None
+
+
+class News(NamedTuple):
+    """What the store's changes say."""
+
+    cursor: int  # of the last change it includes
+    outcomes: Sequence[Outcome]
+    begin: tuple[bytes, bytes] | None = None  # forget what was learned: states of router and utility to go on from
 
 
 class Background:
@@ -105,6 +128,7 @@ class Learner:
         self.sessions: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.spent: dict[str, float] = {}
         self.spent_on = ""
+        self.unlearned = router.state(), utility.state()
         self.cursor = 0
         self.learned_since_snapshot = 0
         self.quality: dict[str, float] = {}
@@ -271,13 +295,14 @@ class Learner:
 
     async def start(self) -> None:
         """Load what other lives of this store have learned, then follow it."""
-        state = await self.read(lambda store: store.load_state(ROUTER_STATE))
-        if state is not None:
-            self.cursor = state[0]
+        states = await self.read(lambda store: (store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)))
+        if states[0] is not None and states[1] is not None and states[0][0] == states[1][0]:
             try:
-                self.router.restore(state[1])
+                self.router.restore(states[0][1])
+                self.utility.restore(states[1][1])
+                self.cursor = states[0][0]
             except ValueError as exc:
-                log.warning("the router's statistics cannot be used, starting afresh: %s", exc)
+                log.warning("the kept statistics cannot be used, learning from the whole history again: %s", exc)
         await self._reload_spending()
         await self.catch_up()
 
@@ -338,28 +363,49 @@ class Learner:
         """Everything up to the newest change is applied when it returns."""
         async with self.following:
             while True:
-                cursor, outcomes = await self.select.thread.run(lambda: self._read_changes(self.cursor))
-                for outcome in outcomes:
+                news = await self.select.thread.run(lambda: self._read_changes(self.cursor))
+                if news.begin is not None:
+                    self._restore(*news.begin)
+                for outcome in news.outcomes:
                     self._learn(outcome)
-                if cursor == self.cursor:
+                if news.cursor == self.cursor:
                     break
-                self.cursor = cursor
+                self.cursor = news.cursor
             if self.learned_since_snapshot >= SNAPSHOT_EVERY:
                 await self.snapshot()
 
-    def _read_changes(self, cursor: int) -> tuple[int, list[Outcome]]:
+    def _read_changes(self, cursor: int) -> News:
         """In the thread that owns the index: bring it up to date, and look up what became known."""
         store = self.store
-        if cursor < store.oldest_change() - 1:  # changes were trimmed that this process has not seen
-            newest = store.last_change()
-            self.select.retriever.load()
-            return newest, []
         changes = store.changes(cursor, CHANGES_AT_ONCE)
+        if cursor < store.oldest_change() - 1:  # looked at last: what came before may be of another content
+            return self._rebuild(cursor)
         if not changes:
-            return cursor, []
+            return News(cursor, [])
         self.select.retriever.apply([c for c in changes if c.kind is ChangeKind.EXAMPLE])
         outcomes = [o for c in changes if c.kind is ChangeKind.QUALITY and (o := _outcome(store, c))]
-        return changes[-1].seq, outcomes
+        return News(changes[-1].seq, outcomes)
+
+    def _rebuild(self, cursor: int) -> News:
+        """Changes are missing: they were trimmed before this process saw them, or a backup took the store's place."""
+        store = self.store
+        newest, restored, oldest = store.last_change(), store.restored_at(), store.oldest_change()
+        router, utility = store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)
+        self.select.retriever.load()
+        if cursor >= restored:
+            return News(newest, [])
+        log.warning("the store was restored from a backup: beginning anew with what it holds")
+        if router is None or utility is None or router[0] != utility[0] or router[0] < restored:
+            return News(oldest - 1, [], self.unlearned)
+        return News(max(router[0], oldest - 1), [], (router[1], utility[1]))
+
+    def _restore(self, router: bytes, utility: bytes) -> None:
+        try:
+            self.router.restore(router)
+            self.utility.restore(utility)
+        except ValueError as exc:
+            log.warning("the restored statistics cannot be used, going on with those there are: %s", exc)
+        self.learned_since_snapshot = 0
 
     def _learn(self, outcome: Outcome) -> None:
         """Router, utility model and the exported quality take in one outcome. A replaced one is taken back first."""
@@ -387,13 +433,18 @@ class Learner:
         self.metrics.quality.labels(backend).set(self.quality[backend])
 
     async def snapshot(self) -> None:
-        """Keep the router's statistics, so that a new process need not read the whole history."""
-        cursor, state = self.cursor, self.router.state()
+        """Keep the statistics of router and utility model, so that a new process need not read the whole history."""
+        cursor, states = self.cursor, {ROUTER_STATE: self.router.state(), UTILITY_STATE: self.utility.state()}
         self.learned_since_snapshot = 0
+
+        def write(store: ExampleStore) -> None:
+            for name, state in states.items():
+                store.save_state(name, cursor, state)
+
         try:
-            await self._write(lambda store: store.save_state(ROUTER_STATE, cursor, state))
+            await self._write(write)
         except StoreError as exc:
-            log.warning("the router's statistics could not be kept: %s", exc)
+            log.warning("the statistics could not be kept: %s", exc)
 
     async def stop(self, seconds: float) -> None:
         """Finish what was begun."""
@@ -450,7 +501,7 @@ class Learner:
     # ---- counting
 
     def _count(self, exchange: Exchange) -> None:
-        m, backend, usage = self.metrics, exchange.backend, exchange.usage
+        m, backend = self.metrics, exchange.backend
         m.requests.labels(backend, exchange.decision.value, str(exchange.status)).inc()
         m.request_seconds.labels(backend).observe(exchange.latency_s)
         if exchange.first_byte_s is not None:
@@ -460,23 +511,29 @@ class Learner:
             m.bypass.labels(exchange.reason.value).inc()
         if backend in self.directory.students:
             m.examples_shown.observe(len(exchange.shown))
-        for kind, count in (("input", usage.input), ("output", usage.output), ("example", usage.example)):
-            m.tokens.labels(backend, kind).inc(count)
-        m.cost_usd.labels(backend).inc(exchange.cost_usd)
+        self._spend(exchange.tenant, backend, exchange.usage, exchange.cost_usd)
         if exchange.offloaded:
             m.saved_usd.inc(self._saved(exchange))
-        self._new_day()
-        self.spent[exchange.tenant] = self.spent.get(exchange.tenant, 0.0) + exchange.cost_usd
 
     def _count_decision(self, decision: Decision) -> None:
         for name, bias in zip(decision.names, decision.load_bias, strict=True):
             self.metrics.load_bias.labels(name).set(float(bias))
 
-    def count_passed(self, backend: str, decision: DecisionKind, reason: Reason, status: int) -> None:
-        """A request that was passed through without being read."""
-        self.metrics.requests.labels(backend, decision.value, str(status)).inc()
+    def count_passed(
+        self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage
+    ) -> None:
+        """A request that was passed through without being read. It is not recorded, but it counts and it costs."""
+        self.metrics.requests.labels(backend.name, decision.value, str(status)).inc()
         if decision is DecisionKind.BYPASS:
             self.metrics.bypass.labels(reason.value).inc()
+        self._spend(tenant, backend.name, usage, cost(backend, usage))
+
+    def _spend(self, tenant: str, backend: str, usage: Usage, cost_usd: float) -> None:
+        for kind, count in (("input", usage.input), ("output", usage.output), ("example", usage.example)):
+            self.metrics.tokens.labels(backend, kind).inc(count)
+        self.metrics.cost_usd.labels(backend).inc(cost_usd)
+        self._new_day()
+        self.spent[tenant] = self.spent.get(tenant, 0.0) + cost_usd
 
     def _saved(self, exchange: Exchange) -> float:
         """What the dearest backend would have cost for the same request and answer, less what was paid."""

@@ -81,6 +81,9 @@ class Metrics:
         self.circuit_open = self._gauge(
             "iccache_circuit_open", "1 while a backend is left alone after repeated failures.", ["backend"]
         )
+        self.retries = self._counter(
+            "iccache_retries", "Backends asked once more after all that may answer had failed.", ["backend"]
+        )
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format; of every worker where there are several."""

@@ -23,9 +23,11 @@ from iccache.errors import BackendError, RequestError
 from iccache.learn import Learner
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan, read_controls
+from iccache.price import as_usd, cost, price
 from iccache.reuse import Reuse
 from iccache.select import Job, Select, signals
-from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot, Usage
+from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot
+from iccache.warm import Warm
 from router.features import features
 from router.routing import Router
 from router.types import Arm
@@ -87,6 +89,7 @@ class Pipeline:
         router: Router,
         learner: Learner,
         reuse: Reuse,
+        warm: Warm,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,6 +100,7 @@ class Pipeline:
         self.router = router
         self.learner = learner
         self.reuse = reuse
+        self.warm = warm
         self.metrics = metrics
         self.clock = clock
 
@@ -133,6 +137,7 @@ class Pipeline:
                     self.account(exchange, ask, plan, answer)
                     exchange.latency_s = self.clock() - call.arrived
                     turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
+                    self.warm.remember(call.tenant, ask, exchange)
                     self.learner.finish(exchange, ask, plan, answer, turn.kept)
 
     def parse(self, call: Call) -> Ask:
@@ -143,7 +148,7 @@ class Pipeline:
     async def decide(self, call: Call, ask: Ask) -> Plan:
         """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""
         session = await self.learner.session_backend(call.tenant, ask.controls.session)
-        plan = self.directory.plan(ask, session, self.select.count_prompt(ask))
+        plan = self.directory.plan(ask, session, self.select.count_prompt(ask), self.warm.backend(call.tenant, ask))
         if plan.settled:
             return plan
         try:
@@ -166,7 +171,7 @@ class Pipeline:
         if plan.kind is DecisionKind.PINNED or len(plan.candidates) < 2:
             return plan
         started = self.clock()
-        arms = [self.arm(b) for b in plan.candidates]
+        arms = [self.arm(b, plan) for b in plan.candidates]
         decision = self.router.route(signals(plan), arms, self.fleet.load.load(started))
         self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
         speaking = [b for b in self.directory.by_price if b.name in plan.order]
@@ -182,7 +187,7 @@ class Pipeline:
             started = self.clock()
             shots = [Shot(m.example.request, m.example.answer) for m in plan.shown.get(backend.name, ())]
             model = None if ask.model == backend.model else backend.model
-            composed = call.dialect.compose(ask, model=model, shots=shots)
+            composed = call.dialect.compose(ask, model=model, shots=shots, placement=self.settings.selection.placement)
             self.metrics.stage_seconds.labels("compose").observe(self.clock() - started)
             return composed
 
@@ -283,7 +288,7 @@ class Pipeline:
             headers.setdefault("Cache-Control", "no-cache")
             headers["X-Accel-Buffering"] = "no"
         else:
-            headers["x-iccache-cost-usd"] = f"{exchange.cost_usd:.10f}".rstrip("0").rstrip(".") or "0"
+            headers["x-iccache-cost-usd"] = as_usd(exchange.cost_usd)
         return Head(exchange.status, headers)
 
     def past_the_cache(self, plan: Plan) -> tuple[str, ...]:
@@ -295,7 +300,7 @@ class Pipeline:
 
     def features(self, plan: Plan, backend: config.Backend) -> Features | None:
         """What the router saw, or would have seen, of this request and the backend that answers."""
-        return None if plan.embedding is None else features(signals(plan), self.arm(backend))
+        return None if plan.embedding is None else features(signals(plan), self.arm(backend, plan))
 
     def shown(self, plan: Plan, backend: str) -> tuple[Match, ...]:
         return plan.shown.get(backend, ())
@@ -304,8 +309,10 @@ class Pipeline:
         """Probability with which this backend was drawn; 1 where there was nothing to draw."""
         return plan.decision.propensity if drawn and plan.decision else 1.0
 
-    def arm(self, backend: config.Backend) -> Arm:
-        return Arm(backend.name, price(backend), backend.name in self.directory.teachers)
+    def arm(self, backend: config.Backend, plan: Plan) -> Arm:
+        """A backend as the router sees it, with what this request is expected to cost there."""
+        usd = plan.expected_usd(backend, self.settings.selection.placement)
+        return Arm(backend.name, usd, backend.name in self.directory.teachers, list_price=price(backend))
 
     def relative_cost(self, backend: config.Backend) -> float:
         """Its price as a share of the dearest's, in [0, 1]; 1 where all are free."""
@@ -313,18 +320,7 @@ class Pipeline:
         return price(backend) / dearest if dearest else 1.0
 
 
-def price(backend: config.Backend) -> float:
-    """One number that orders backends by output price, then input price."""
-    return backend.usd_per_million_output_tokens + 1e-6 * backend.usd_per_million_input_tokens
-
-
-def cost(backend: config.Backend, usage: Usage) -> float:
-    """US dollars for `usage` at the prices of `backend`."""
-    return (
-        usage.input * backend.usd_per_million_input_tokens + usage.output * backend.usd_per_million_output_tokens
-    ) / 1e6
-
-
 def broken_stream(error: BackendError) -> RequestError:
     """What a client is told where a stream broke off."""
-    return RequestError(status_of(error), str(error), type="upstream_error", code=f"upstream_{error.reason.value}")
+    code = f"upstream_{error.reason.value}"
+    return RequestError(status_of(error), str(error), type="upstream_error", code=code, should_retry=error.should_retry)

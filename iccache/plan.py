@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from iccache import config
+from iccache.config import Placement
 from iccache.errors import RequestError
+from iccache.examples.selector import example_tokens
+from iccache.price import expected
 from iccache.types import Ask, BackendScore, Considered, Controls, DecisionKind, Match, Reason, Vector
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ class Plan:
     students: tuple[config.Backend, ...] = ()  # candidates that may be shown examples
     request_tokens: int = 0
     turns: int = 1
+    most_output: int | None = None  # tokens that the client allows the answer
+    covered: Mapping[str, int] = field(default_factory=dict)  # tokens of what was said before, by where examples go
+    warm: str | None = None  # the backend that answered the turn before this one, and so may have those in its cache
     embedding: Vector | None = None
     shown: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, in the order shown
     considered: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, best first
@@ -53,6 +59,18 @@ class Plan:
             shown={},
             considered={},
             decision=None,
+        )
+
+    def expected_usd(self, backend: config.Backend, placement: Placement) -> float:
+        """What this request is expected to cost at `backend`, the examples it would be shown included."""
+        shown = self.shown.get(backend.name, ())
+        kept = self.covered.get(placement if shown else "none", 0) if backend.name == self.warm else 0
+        return expected(
+            backend,
+            request_tokens=self.request_tokens,
+            example_tokens=sum(example_tokens(m.example) for m in shown),
+            covered_tokens=kept,
+            most_output=self.most_output,
         )
 
     def considered_for(self, backend: str) -> list[Considered]:
@@ -143,8 +161,11 @@ class Directory:
             )
         return backend
 
-    def plan(self, ask: Ask, session_backend: str | None, request_tokens: int) -> Plan:
-        """Who may answer `ask`, and whether examples and the router are asked at all."""
+    def plan(self, ask: Ask, session_backend: str | None, request_tokens: int, warm: str | None = None) -> Plan:
+        """Who may answer `ask`, and whether examples and the router are asked at all.
+
+        `warm`: the backend that answered the turn before, where it is known.
+        """
         speaking = self.speaking(ask.dialect)
         pin = self.pinned(ask, speaking)
         sticky = next((b for b in speaking if b.name == session_backend), None)
@@ -155,15 +176,35 @@ class Directory:
             reason = Reason.TOO_LONG
         first = pin or sticky or self.teacher(speaking)
         order = (first.name,) if pin else self.with_fallbacks(first, speaking)
+        plan = Plan(
+            order,
+            DecisionKind.ROUTED,
+            request_tokens=request_tokens,
+            turns=ask.turns,
+            most_output=ask.max_output_tokens,
+            covered=_covered(ask, request_tokens),
+            warm=warm,
+        )
         if reason is not None:
-            return Plan(order, DecisionKind.BYPASS, reason, request_tokens=request_tokens, turns=ask.turns)
+            return replace(plan, kind=DecisionKind.BYPASS, reason=reason)
         if pin or sticky:
             kind = DecisionKind.PINNED if pin else DecisionKind.ROUTED
-            return Plan(
-                order, kind, None, (first,), tuple(b for b in students if b is first), request_tokens, ask.turns
-            )
+            shown = tuple(b for b in students if b is first and not ask.plain)
+            return replace(plan, kind=kind, candidates=(first,), students=shown)
         may = tuple(b for b in speaking if b.name not in self.students or b in students)
-        return Plan(order, DecisionKind.ROUTED, None, may, students, request_tokens, ask.turns)
+        return replace(plan, candidates=may, students=() if ask.plain else students)
+
+
+def _covered(ask: Ask, request_tokens: int) -> Mapping[str, int]:
+    """Tokens at the beginning of a prompt that are what they were at the turn before, by where examples go.
+
+    Examples differ from turn to turn, so all that followed them then is new now. Estimated by the share of the text.
+    """
+    if not ask.before:
+        return {}
+    share = request_tokens / len(ask.prompt)
+    characters = {"none": len(ask.before), "start": len(ask.system), "end": ask.long_before_chars}
+    return {where: int(count * share) for where, count in characters.items()}
 
 
 def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
@@ -179,17 +220,17 @@ def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
         examples = int(text.strip()[:9])
     if "no-cache" in directives:
         examples = 0
-    store = body.store and "no-store" not in directives
+    store = body.store is True
     text = headers.get(HEADER_STORE)
     if text is not None:
         word = text.strip().lower()
         if word not in NO | YES:
             raise RequestError(400, f"{HEADER_STORE} is yes or no, not {text!r}", param=HEADER_STORE)
-        store = store and word in YES
+        store = body.store is not False and word in YES
     return Controls(
         backend=headers.get(HEADER_BACKEND, body.backend),
         examples=examples,
-        store=store,
+        store=store and "no-store" not in directives,
         reuse=body.reuse and "no-cache" not in directives,
         session=_session(headers) or body.session,
     )

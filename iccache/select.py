@@ -10,6 +10,7 @@ import numpy as np
 
 from iccache import config
 from iccache.examples.batch import Batcher
+from iccache.examples.fit import fits
 from iccache.examples.retriever import Retriever
 from iccache.examples.selector import Selection, Selector
 from iccache.examples.tokens import Tokenizer, count_prompt
@@ -18,6 +19,8 @@ from iccache.plan import Plan
 from iccache.types import Answer, Ask, Match, Query, Recalled, Usage, Vector
 from router.types import ExampleSignals, Signals
 
+COUNTED_CHARS = 2_000_000  # longer prompts fit no student, and counting them would hold up everybody else
+CHARS_PER_TOKEN = 4
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
 WARM_UP = "The first embedding of a process is slow; this one is nobody's request."
 
@@ -103,6 +106,7 @@ class Select:
         return self.settings.selection.recall_k if shows else 0
 
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
+        recalled = recalled._replace(nearest=[(e, s) for e, s in recalled.nearest if fits(e, job.ask)])
         ranked = {student.name: self._for(student, job, recalled) for student in job.students if recalled.nearest}
         return Selected(
             recalled.embedding,
@@ -124,7 +128,9 @@ class Select:
         )
 
     def count_prompt(self, ask: Ask) -> int:
-        """Tokens of the request as it came, by the dearest backend's tokenizer."""
+        """Tokens of the request as it came, by the dearest backend's tokenizer; of a huge one, a guess."""
+        if len(ask.prompt) > COUNTED_CHARS:
+            return len(ask.prompt) // CHARS_PER_TOKEN
         return count_prompt(next(iter(self.tokenizers.values())), [ask.prompt])
 
     def count_pair(self, request: str, answer: str) -> int:

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     SLOW = "timeout"  # no byte in time
     STATUS = "status"  # 408, 429 or 5xx
     CIRCUIT = "circuit_open"  # it failed too often lately
+    RETRY_AFTER = "retry_after"  # it asked to be left alone for a while
 
 
 class Example(NamedTuple):
@@ -132,6 +133,7 @@ class Usage(NamedTuple):
     output: int
     example: int = 0
     estimated: bool = False
+    cached: int = 0  # of `input`, what the upstream says it took from its prompt cache; not kept in the record
 
 
 NOTHING_USED = Usage(0, 0)
@@ -144,12 +146,19 @@ class Shot(NamedTuple):
     answer: str
 
 
+class Form(NamedTuple):
+    """JSON as the answer: what is known of its keys at the top."""
+
+    required: frozenset[str] = frozenset()
+    known: frozenset[str] | None = None  # None: there may be others
+
+
 class Controls(NamedTuple):
     """What the client asked of iccache, in headers or in the body's `iccache` object."""
 
     backend: str | None = None  # pin
     examples: int | None = None  # at most so many
-    store: bool = True  # False: record nothing
+    store: bool | None = True  # False: record nothing; None: only the upstream was told to keep nothing
     reuse: bool = True  # False: never answer from the record
     session: str | None = None
 
@@ -168,10 +177,15 @@ class Ask:
     task: str  # what is asked now, understandable on its own; "" when there is no text
     system: str = ""  # the system prompt; "" when none
     prompt: str = ""  # all text of the conversation, the system prompt included: what is counted
+    before: str = ""  # of that, what came before the last question; "" where it is the first
+    long_before_chars: int = 0  # of that, what came before the question before
     turns: int = 1  # messages of the conversation, the system prompt apart
     max_output_tokens: int | None = None
     subject: str | None = None
     has_tools: bool = False
+    plain: bool = False  # routed, but shown nothing: tools may be called, or probabilities are asked for
+    form: Form | None = None  # JSON is asked for
+    stop: tuple[str, ...] = ()  # sequences at which the answer is to end
     bypass: Reason | None = None  # why it cannot be augmented
     controls: Controls = NO_CONTROLS
 
@@ -241,6 +255,28 @@ class Feedback(NamedTuple):
     source: str  # "user", "demonstration", "judge", "check"
     score: float | None  # quality in [0, 1]; None for a demonstration
     at: float
+
+
+class Daily(NamedTuple):
+    """What one backend's exchanges of one day and decision add up to."""
+
+    day: str  # UTC: 2030-01-31
+    backend: str
+    decision: str
+    requests: int
+    failed: int  # status 400 and above
+    offloaded: int
+    input_tokens: int  # with the examples' share
+    output_tokens: int
+    example_tokens: int
+    cost_usd: float
+    latency_s: float
+    judged: int  # how many have a quality
+    quality: float  # sum of theirs
+    # of the offloaded ones alone: what it takes to say what they saved
+    offloaded_plain_tokens: int  # input without the examples' share
+    offloaded_output_tokens: int
+    offloaded_cost_usd: float
 
 
 class Verdict(NamedTuple):

@@ -13,7 +13,7 @@ from router.drift import Cusum
 from router.features import N_PROJECTED, NAMES
 from router.policy import pack, unpack
 from router.reward import checked_quality
-from router.types import Arm, Matrix, Vector, price_order
+from router.types import Arm, Matrix, Vector, price_order, request_order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +86,11 @@ class LinearThompson:
         A = diag(1 / prior.sd^2) + gram / noise_sd^2        A m = prior.mean / prior.sd^2 + response / noise_sd^2
 
     A score is N(m . x, spread^2 * x^T A^-1 x), the belief about the *mean* quality (`spread` is Agrawal and Goyal's v),
-    and arms are chosen by `choice`: the bar is `quality_target` times the dearest arm's expected quality. The load
-    bias moves the bar along with the dearest arm, that is, every arm gains (bias of the dearest - its own bias)
-    against a bar that stands still. Cheaper arms gain at least as much as dearer ones, so with every step of load each
-    Thompson sample picks the same arm or a cheaper one: the chance of the k cheapest never falls, for any k.
+    and arms are chosen by `choice`, the cheapest for this request first: the bar is `quality_target` times the dearest
+    arm's expected quality. The load bias moves the bar along with the largest bias, that is, every arm gains (the
+    largest bias - its own) against a bar that stands still. Cheaper arms gain at least as much as dearer ones, so with
+    every step of load each Thompson sample picks the same arm or a cheaper one: the chance of the k cheapest never
+    falls, for any k.
 
     Two ways to forget, of feedback only, never of the prior. `discount` in (0, 1] multiplies an arm's sums before
     each of its feedbacks, so about the last 1 / (1 - discount) count (Russac et al. 2019). And when a `Cusum` over
@@ -134,11 +135,10 @@ class LinearThompson:
         self._posteriors: dict[tuple[str, bool], Posterior] = {}
 
     def probabilities(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector, quality_target: float) -> Vector:
-        order = price_order(arms)
-        dearest = order[-1]
+        order, dearest = request_order(arms), price_order(arms)[-1]
         means, sds = self.beliefs(x, arms)
         bar = quality_target * min(1.0, max(0.0, float(means[dearest])))
-        gain = load_bias[dearest] - load_bias
+        gain = load_bias.max() - load_bias
         probabilities = np.empty(len(arms))
         probabilities[order] = choice_probabilities((means + gain)[order], (self.spreads(arms) * sds)[order], bar)
         return probabilities

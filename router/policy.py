@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.reward import checked_quality
-from router.types import Arm, Matrix, Vector, price_order
+from router.types import Arm, Matrix, Vector, price_order, request_order
 
 VERSION = 1  # of the form of a state
 
@@ -103,10 +103,9 @@ class Threshold(Fixed):
         return np.array(predicted, dtype=np.float64) - load_bias
 
     def probabilities(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector, quality_target: float) -> Vector:
-        order = price_order(arms)
-        dearest = order[-1]
-        scores = self.scores(x, arms, load_bias) + load_bias[dearest]
-        chosen = next((i for i in order[:-1] if scores[i] >= self.threshold), dearest)
+        dearest = price_order(arms)[-1]
+        scores = self.scores(x, arms, load_bias) + load_bias.max()
+        chosen = next((i for i in request_order(arms) if i == dearest or scores[i] >= self.threshold), dearest)
         return one_hot(chosen, len(arms))
 
 

@@ -7,10 +7,11 @@ So a price that changes needs no relearning. Latency is no part of it.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from router.types import Vector
+from router.types import Arm, Vector, price_order, request_order
 
 
 def checked_quality(quality: float) -> float:
@@ -18,6 +19,16 @@ def checked_quality(quality: float) -> float:
     if not 0.0 <= quality <= 1.0:
         raise ValueError(f"quality must be in [0, 1], not {quality}")
     return float(quality)
+
+
+def load_prices(arms: Sequence[Arm]) -> list[float]:
+    """What each arm costs this request, as far as it may count under load: no arm counts for more than one with a
+    higher list price, which is where the load is, nor for more than one that costs this request more."""
+    prices = [arm.price for arm in arms]
+    for order in (price_order(arms), request_order(arms)):
+        for cheaper, dearer in pairwise(order):
+            prices[dearer] = max(prices[dearer], prices[cheaper])
+    return prices
 
 
 def relative_cost(prices: Sequence[float]) -> Vector:

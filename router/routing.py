@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from router.features import features
 from router.load import load_bias
 from router.policy import Policy, one_hot
-from router.reward import relative_cost
+from router.reward import load_prices, relative_cost
 from router.types import Arm, Decision, Matrix, Signals, Vector, price_order
 
 
@@ -81,7 +81,7 @@ class Router:
 
     def load_bias(self, arms: Sequence[Arm], load: float) -> Vector:
         """(n_arms,): what `load` takes from each arm's score, in [0, lambda0]."""
-        costs = relative_cost([arm.price for arm in arms])
+        costs = relative_cost(load_prices(arms))
         return load_bias(load, costs, self.theta, self.lambda0, self.gamma)
 
     def learn(self, arm: str, features: Vector, quality: float, previous: float | None = None, *, age: int = 0) -> None:

@@ -13,15 +13,22 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A candidate backend. `price` is in any unit >= 0 that is comparable between arms (USD per typical request)."""
+    """A candidate backend. `price` is what the request at hand costs there, in any unit >= 0 that is comparable between
+    arms; `list_price` says which backend is the dearest in general: the same as `price` unless given."""
 
     name: str
     price: float
     is_teacher: bool = False
+    list_price: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.price) and self.price >= 0):
-            raise ValueError(f"arm {self.name!r}: price must be finite and >= 0, not {self.price}")
+        for price in (self.price, self.listed):
+            if not (math.isfinite(price) and price >= 0):
+                raise ValueError(f"arm {self.name!r}: price must be finite and >= 0, not {price}")
+
+    @property
+    def listed(self) -> float:
+        return self.price if self.list_price is None else self.list_price
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,11 @@ class Decision:
 
 
 def price_order(arms: Sequence[Arm]) -> list[int]:
-    """Positions of the arms from cheapest to dearest. At one price students come before teachers, then as listed,
-    so that the last one is "the dearest" wherever the word is used."""
-    return sorted(range(len(arms)), key=lambda i: (arms[i].price, arms[i].is_teacher))
+    """Positions of the arms from cheapest to dearest by list price. At one price students come before teachers, then as
+    listed, so that the last one is "the dearest" wherever the word is used."""
+    return sorted(range(len(arms)), key=lambda i: (arms[i].listed, arms[i].is_teacher))
+
+
+def request_order(arms: Sequence[Arm]) -> list[int]:
+    """Positions of the arms from cheapest to dearest for the request at hand; ties by `price_order`."""
+    return sorted(price_order(arms), key=lambda i: arms[i].price)

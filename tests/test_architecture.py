@@ -22,9 +22,15 @@ ONE_HOME = {
     "faiss": {"iccache/examples/index.py"},
     "sentence_transformers": {"iccache/examples/embed.py"},
     "torch": {"iccache/examples/embed.py"},
-    "sqlite_utils": {"iccache/examples/sqlite.py", "iccache/examples/migrations.py", "replay/store.py"},
+    "sqlite_utils": {
+        "iccache/examples/sqlite.py",
+        "iccache/examples/restore.py",
+        "iccache/examples/migrations.py",
+        "replay/store.py",
+    },
     "sqlite3": {
         "iccache/examples/sqlite.py",
+        "iccache/examples/restore.py",
         "iccache/examples/migrations.py",
         "replay/store.py",
         "replay/ledger.py",  # for the type of a row

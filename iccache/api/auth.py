@@ -55,6 +55,13 @@ class Gate:
                 digests.append((digest, tenant.name))
         return cls({t.name: t for t in settings.tenants}, digests)
 
+    def continue_from(self, before: Gate) -> None:
+        """A reload is no fresh allowance: what was used of an unchanged limit stays used."""
+        for name, tenant in self.tenants.items():
+            known = before.tenants.get(name)
+            if known and known.requests_per_minute == tenant.requests_per_minute and name in before.buckets:
+                self.buckets[name] = before.buckets[name]
+
     def tenant(self, headers: Mapping[str, str]) -> str:
         """The tenant whose key the headers carry. Raises RequestError 401 where there is none."""
         if not self.tenants:

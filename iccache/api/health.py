@@ -45,7 +45,7 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def model(request: web.Request) -> web.Response:
-    """One of them, also by the name of its model upstream."""
+    """One of them, also by the name of its model upstream; with "*" among the routed names, any."""
     proxy = request.app[PROXY]
     proxy.gate.tenant(request.headers)
     wanted = request.match_info["id"]
@@ -55,6 +55,8 @@ async def model(request: web.Request) -> web.Response:
         return web.json_response(_model(wanted, listed[wanted]))
     if backend is not None:
         return web.json_response(_model(wanted, backend.name))
+    if proxy.directory.is_routed(wanted):
+        return web.json_response(_model(wanted, "iccache"))
     known = ", ".join(listed)
     raise RequestError(
         404, f"the model {wanted!r} does not exist; there are: {known}", param="model", code="model_not_found"

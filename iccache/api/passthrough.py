@@ -6,23 +6,27 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from iccache import config
 from iccache.api.app import PROXY, REQUEST_ID
 from iccache.api.body import pieces, read_body
 from iccache.assemble import Proxy
-from iccache.backends.fleet import Post, Reply
+from iccache.backends.fleet import Post, Reply, is_failure
 from iccache.backends.headers import forwardable
 from iccache.dialects import body as bodies
+from iccache.dialects.answer import count, load, mapping
 from iccache.dialects.dialect import DIALECTS
 from iccache.dialects.splice import Document
 from iccache.errors import BackendError
 from iccache.pipeline import broken_stream
 from iccache.plan import read_controls
-from iccache.types import Ask, Controls, DecisionKind, Reason
+from iccache.price import as_usd, cost
+from iccache.types import NOTHING_USED, Ask, Controls, DecisionKind, Reason, Usage
 
+METERED_BYTES = 4_000_000  # a JSON answer up to this size is read whole, for what it says of its cost
 CHAT = DIALECTS["/v1/chat/completions"]
+REPEATABLE = frozenset({"/v1/completions", "/v1/embeddings", "/v1/moderations"})  # asked twice, nothing exists twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Parcel:
 
 async def forward(request: web.Request) -> web.StreamResponse:
     """To the backend that is pinned or that `model` names, else the session's, else the teacher."""
+    if request.method == hdrs.METH_TRACE:
+        raise web.HTTPMethodNotAllowed(request.method, ())  # what comes back would hold the backend's key
     proxy = request.app[PROXY]
     arrived = proxy.clock()
     tenant = proxy.gate.tenant(request.headers)
@@ -47,17 +53,24 @@ async def forward(request: web.Request) -> web.StreamResponse:
     post = Post(
         request.method,
         _path(request),
-        request.query_string,
+        request.rel_url.raw_query_string,
         request.headers,
         lambda b: _body(request, proxy, parcel, b),
+        repeatable=request.method in ("GET", "HEAD") or (parcel.body is not None and _path(request) in REPEATABLE),
     )
     sent = proxy.clock()
     async with proxy.fleet.send(post, order) as reply:
-        return await _forwarded(request, proxy, reply, order, arrived, sent)
+        return await _forwarded(request, proxy, tenant, reply, order, arrived, sent)
 
 
 async def _forwarded(
-    request: web.Request, proxy: Proxy, reply: Reply, order: tuple[str, ...], arrived: float, sent: float
+    request: web.Request,
+    proxy: Proxy,
+    tenant: str,
+    reply: Reply,
+    order: tuple[str, ...],
+    arrived: float,
+    sent: float,
 ) -> web.StreamResponse:
     fell_back = reply.backend.name != order[0]
     decision = DecisionKind.FALLBACK if fell_back else DecisionKind.BYPASS
@@ -73,14 +86,25 @@ async def _forwarded(
             "x-iccache-overhead-ms": f"{(sent - arrived) * 1000:.3f}",
         }
     )
-    proxy.learner.count_passed(reply.backend.name, decision, reason, reply.status)
+    if request.method != hdrs.METH_HEAD and _is_metered(reply):
+        body = b"".join([chunk async for chunk in reply.chunks])
+        usage = usage_of(body)
+        proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, usage)
+        headers["x-iccache-cost-usd"] = as_usd(cost(reply.backend, usage))
+        return web.Response(status=reply.status, headers=headers, body=body)
+    proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, NOTHING_USED)
     response = web.StreamResponse(status=reply.status, headers=headers)
+    if reply.streams:
+        response.headers.setdefault("Cache-Control", "no-cache")
+        response.headers["X-Accel-Buffering"] = "no"
+    elif not is_failure(reply.status):  # of an error, no more than its beginning may have been kept
+        response.content_length = _length(reply)
     await response.prepare(request)
     try:
         async for chunk in reply.chunks:
             await response.write(chunk)
     except BackendError as exc:
-        if not headers.get("Content-Type", "").startswith("text/event-stream"):
+        if not reply.streams:
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
     await response.write_eof()
@@ -131,6 +155,27 @@ def _body(
     if rename:
         document.replace("model", orjson.dumps(backend.model))
     return document.bytes()
+
+
+def _is_metered(reply: Reply) -> bool:
+    """Whether the answer is a small JSON body, which may say what it took."""
+    length = _length(reply)
+    is_json = reply.headers.get("Content-Type", "").startswith("application/json")
+    return is_json and length is not None and length <= METERED_BYTES and not is_failure(reply.status)
+
+
+def usage_of(body: bytes) -> Usage:
+    """Tokens that an answer of another endpoint reports; none where it reports none."""
+    reported = mapping(mapping(load(body)).get("usage"))
+    taken = count(reported.get("prompt_tokens", reported.get("input_tokens")))
+    made = count(reported.get("completion_tokens", reported.get("output_tokens")))
+    return Usage(taken or 0, made or 0)
+
+
+def _length(reply: Reply) -> int | None:
+    """How long the body will be, so that whoever downloads it can tell how much is missing."""
+    length = reply.headers.get("Content-Length", "") if "Transfer-Encoding" not in reply.headers else ""
+    return int(length) if length.isascii() and length.isdecimal() else None
 
 
 def _is_ours(proxy: Proxy, model: str) -> bool:

@@ -16,6 +16,7 @@ from iccache.api import admin, feedback, health, passthrough
 from iccache.api.app import BEGUN, PROXY, REQUEST_ID
 from iccache.api.body import read_body
 from iccache.assemble import Proxy
+from iccache.backends.fleet import SHOULD_RETRY, is_stream
 from iccache.dialects.dialect import DIALECTS, Dialect
 from iccache.errors import BackendError, RequestError, StoreError
 from iccache.pipeline import Call, Head, broken_stream
@@ -72,7 +73,7 @@ def answering(dialect: Dialect) -> Handler:
             request_id=request[REQUEST_ID],
             tenant=tenant,
             dialect=dialect,
-            query=request.query_string,
+            query=request.rel_url.raw_query_string,
             headers=request.headers,
             body=body,
             at=proxy.wall(),
@@ -89,7 +90,7 @@ def answering(dialect: Dialect) -> Handler:
 async def send(request: web.Request, head: Head, pieces: AsyncIterator[Head | bytes]) -> web.StreamResponse:
     """Forward an answer: the head at once, then every piece as it comes."""
     response = web.StreamResponse(status=head.status, headers=head.headers)
-    if head.headers.get("Content-Type", "").startswith("text/event-stream"):
+    if is_stream(head.headers):
         await response.prepare(request)
         async for piece in pieces:
             assert isinstance(piece, bytes)
@@ -146,6 +147,8 @@ def in_shape(request: web.Request, error: RequestError) -> web.Response:
     headers = {"x-request-id": request[REQUEST_ID]}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if not error.should_retry:
+        headers[SHOULD_RETRY] = "false"
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     response = web.Response(

@@ -25,6 +25,7 @@ _LARGE_BYTES = 1 << 20  # beyond this, bytes are written piece by piece
 _HEADER_BYTES = 1 << 16
 _VERSION = re.compile(r"/v\d+[a-z0-9]*(/|$)")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+_NOT_OF_A_URL = re.compile(r"[^\x21-\x7e]")  # a space or a line break would end the request line
 _MESSAGES = "/v1/messages"
 _QUIET = ("User-Agent", "Content-Type", "Accept")  # only what the client sent
 
@@ -111,7 +112,7 @@ class BackendClient:
 
     def url(self, path: str, query: str = "") -> URL:
         """Where `path` is on this backend: its version is dropped where the base URL already has one."""
-        if not path.startswith("/") or _DOT_SEGMENT.search(path) or not (path + query).isascii():
+        if not path.startswith("/") or _DOT_SEGMENT.search(path) or _NOT_OF_A_URL.search(path + query):
             raise RequestError(400, "The path cannot be used.")
         base = self._base.raw_path.rstrip("/")
         if _VERSION.search(base):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from multidict import CIMultiDict
+
 from iccache import config
 from iccache.backends.circuit import Circuit
 from iccache.backends.client import BackendClient, Upstream
+from iccache.backends.retry import LONGEST_REST_S, Retries, retry_after_s
 from iccache.errors import BackendError, BackendTimeout
 from iccache.metrics import Metrics
 from iccache.types import Reason
 from router.load import LoadTracker
 
+SHOULD_RETRY = "x-should-retry"  # the official clients obey it
 RETRIABLE = frozenset({408, 429})  # and every 5xx: the next backend may do better
 KEPT_ERROR_BYTES = 1_000_000
+KEPT_WITHIN_S = 1.0  # the next backend does not wait longer for the rest of an error
 
 
 class Outgoing(Protocol):
@@ -35,6 +41,7 @@ class Post:
     query: str
     headers: Mapping[str, str]
     body: Outgoing
+    repeatable: bool = True  # it may go to one backend more than once
 
 
 @dataclass(slots=True)
@@ -43,7 +50,7 @@ class Reply:
 
     backend: config.Backend
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDict[str]
     chunks: AsyncIterator[bytes]
     fell_back: Reason | None  # why an earlier choice did not answer
 
@@ -61,6 +68,27 @@ class Member:
     client: BackendClient
     circuit: Circuit = field(default_factory=Circuit)
     in_flight: int = 0
+    rests_until: float = 0.0  # it asked to be left alone (Retry-After), on the fleet's clock
+
+    def take_over(self, known: Member) -> None:
+        """What was known of the backend before the configuration was read again."""
+        self.circuit, self.rests_until = known.circuit, known.rests_until
+
+
+@dataclass(slots=True)
+class Round:
+    """What became of asking the backends in turn: an answer, or why there is none."""
+
+    reply: Reply | None = None  # the answer; where all failed, the last error that an upstream gave
+    error: BackendError | None = None  # where none gave any
+    why: Reason | None = None  # why the first choice did not answer
+    again: tuple[str, ...] = ()  # who may be asked once more
+    wait_s: float = 0.0  # but not sooner
+
+    @property
+    def pause_s(self) -> float | None:
+        """How long to wait before another round; None where there is to be none."""
+        return self.wait_s if self.again else None
 
 
 class Fleet:
@@ -72,62 +100,113 @@ class Fleet:
         load: LoadTracker,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        retries: Retries | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.members = {m.config.name: m for m in members}
         self.load = load
         self.metrics = metrics
         self.clock = clock
+        self.retries = retries or Retries(0.0)
+        self.wall = wall
 
     @asynccontextmanager
     async def send(self, post: Post, order: Sequence[str]) -> AsyncIterator[Reply]:
         """The first of `order` that answers, from its first byte to its last.
 
         A backend fails by not connecting, breaking or being slow before its first byte, or with 408, 429 or 5xx.
-        Backends whose circuit is open come last. Where all fail, the last error that an upstream gave is the reply;
-        where none gave any, the last BackendError is raised.
+        Backends whose circuit is open, or that asked to be left alone, come last; but somebody is always asked. Where
+        all fail, they may be asked once more (`retry`). Where they fail again, the last error that an upstream gave is
+        the reply; where none gave any, the last BackendError is raised.
         """
         async with AsyncExitStack() as stack:
             yield await self._first_answer(post, order, stack)
 
     async def _first_answer(self, post: Post, order: Sequence[str], stack: AsyncExitStack) -> Reply:
-        failed: Reason | None = None
-        error: BackendError | None = None
-        answered: Reply | None = None
-        for member in self._willing(order):
-            if failed is None and member.config.name != order[0]:
-                failed = Reason.CIRCUIT
-            attempt = AsyncExitStack()
-            try:
-                upstream = await attempt.enter_async_context(self._one(member, post))
-            except BackendError as exc:
-                self._judge(member, ok=False)
-                error, failed = exc, failed or exc.reason
-                continue
-            reply = Reply(member.config, upstream.status, upstream.headers, self._watched(member, upstream), failed)
-            if not is_failure(upstream.status):
-                stack.push_async_exit(attempt.pop_all())
-                return reply
-            failed = failed or Reason.STATUS
-            if len(order) == 1:
-                stack.push_async_exit(attempt.pop_all())
-                return reply
-            answered = await _kept(reply)
+        held = await stack.enter_async_context(AsyncExitStack())  # the connection whose answer it is to be
+        before: Round | None = None
+
+        async def ask_all() -> Round:
+            nonlocal before
+            before = await self._round(post, order, held, before)
+            return before
+
+        done, refused = await self.retries.run(ask_all, lambda found: found.pause_s)
+        if done.reply is None:
+            assert done.error is not None
+            done.error.should_retry = not refused
+            raise done.error
+        if refused:
+            done.reply.headers = CIMultiDict(done.reply.headers)
+            done.reply.headers[SHOULD_RETRY] = "false"
+        return done.reply
+
+    async def _round(self, post: Post, order: Sequence[str], held: AsyncExitStack, before: Round | None) -> Round:
+        """Ask everyone in turn until one answers; after a first round `before`, those who may be asked once more.
+
+        The connection of the reply stays open in `held`, unless it has been read. An error stands whose backend is not
+        asked again.
+        """
+        found = Round() if before is None else Round(before.reply, before.error, before.why)
+        stands = before is not None and before.reply is not None and before.reply.backend.name not in before.again
+        waits: dict[str, float] = {}
+        willing = list(order) if before is None else [n for n in order if n in before.again]
+        for member in self._willing(willing):
+            name = member.config.name
+            if found.why is None and name != order[0]:
+                found.why = self._left_alone_because(order[0])
+            if before is not None:
+                self.metrics.retries.labels(name).inc()
+            if await self._answers(member, post, held, found, stands=stands):
+                return found
+            waits[name] = self._rest_s(member)
+        if post.repeatable and waits:
+            found.wait_s = min(waits.values())
+            found.again = tuple(name for name, wait in waits.items() if wait <= found.wait_s)
+        return found
+
+    async def _answers(self, member: Member, post: Post, held: AsyncExitStack, found: Round, *, stands: bool) -> bool:
+        """Ask one backend; what comes of it goes into `found`. Whether it is an answer."""
+        if found.reply is not None:
+            found.reply = await _kept(found.reply)
+        await held.aclose()
+        attempt = AsyncExitStack()
+        try:
+            upstream = await attempt.enter_async_context(self._one(member, post))
+        except BackendError as exc:
+            self._judge(member, ok=False)
+            found.error, found.why = exc, found.why or exc.reason
+            return False
+        failed = is_failure(upstream.status)
+        if failed and stands:
             await attempt.aclose()
-        if answered is not None:
-            return answered
-        assert error is not None
-        raise error
+        else:
+            held.push_async_exit(attempt.pop_all())
+            chunks = self._watched(member, upstream)
+            found.reply = Reply(member.config, upstream.status, upstream.headers, chunks, found.why)
+        if failed:
+            found.why = found.why or Reason.STATUS
+            asked = min(retry_after_s(upstream.headers, self.wall()) or 0.0, LONGEST_REST_S)
+            member.rests_until = max(member.rests_until, self.clock() + asked)
+        return not failed
 
     def _willing(self, order: Sequence[str]) -> Iterator[Member]:
-        """The members in order; those whose circuit is open come last."""
+        """The members in order; those that are left alone come last."""
         left_alone = []
         for name in order:
             member = self.members[name]
-            if member.circuit.allows(self.clock()):
+            if not self._rest_s(member) and member.circuit.allows(self.clock()):
                 yield member
             else:
                 left_alone.append(member)
         yield from left_alone
+
+    def _left_alone_because(self, name: str) -> Reason:
+        return Reason.RETRY_AFTER if self._rest_s(self.members[name]) else Reason.CIRCUIT
+
+    def _rest_s(self, member: Member) -> float:
+        """How long it is still to be left alone because it asked to be."""
+        return max(0.0, member.rests_until - self.clock())
 
     @asynccontextmanager
     async def _one(self, member: Member, post: Post) -> AsyncIterator[Upstream]:
@@ -174,7 +253,7 @@ def is_failure(status: int) -> bool:
 
 def is_stream(headers: Mapping[str, str]) -> bool:
     """Whether these are the headers of server-sent events."""
-    return headers.get("Content-Type", "").startswith("text/event-stream")
+    return headers.get("Content-Type", "").lower().startswith("text/event-stream")
 
 
 def status_of(error: BackendError) -> int:
@@ -186,11 +265,12 @@ async def _kept(reply: Reply) -> Reply:
     """`reply`, read whole, so that its connection can be given back."""
     body = bytearray()
     try:
-        async for chunk in reply.chunks:
-            body += chunk
-            if len(body) > KEPT_ERROR_BYTES:
-                break
-    except BackendError:
+        async with asyncio.timeout(KEPT_WITHIN_S):
+            async for chunk in reply.chunks:
+                body += chunk
+                if len(body) > KEPT_ERROR_BYTES:
+                    break
+    except (BackendError, TimeoutError):
         pass  # what has come of an error's text is enough
 
     async def whole() -> AsyncIterator[bytes]:

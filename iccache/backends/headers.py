@@ -26,7 +26,6 @@ _HOP_BY_HOP = frozenset(
 _NOT_UP = _HOP_BY_HOP | {
     "host",
     "content-length",  # written anew
-    "content-encoding",  # a request's body is handed in decoded
     "accept-encoding",  # identity: the bytes are read on their way
     "expect",
     "authorization",  # the client's keys are for us; the backend has its own
@@ -37,6 +36,7 @@ _NOT_UP = _HOP_BY_HOP | {
     "via",
     "x-real-ip",
 }
+_DECODED = frozenset({"gzip", "deflate", "br", "zstd"})  # on their way in; in any other coding a body stays
 _NOT_UP_PREFIXES = (OURS, "x-forwarded-")
 _NOT_DOWN = _HOP_BY_HOP | {
     "content-length",  # whoever answers knows how
@@ -55,6 +55,8 @@ def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
     kept = CIMultiDict(
         (name, value) for name, value in _end_to_end(headers, _NOT_UP) if not name.lower().startswith(_NOT_UP_PREFIXES)
     )
+    if kept.get("Content-Encoding", "").lower() in _DECODED:
+        del kept["Content-Encoding"]
     kept["Accept-Encoding"] = "identity"
     return kept
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import orjson
 
 from iccache.errors import RequestError
-from iccache.types import Controls
+from iccache.types import Controls, Form
 
 MAX_DEPTH = 128  # levels of nesting
 CONTROLS = "iccache"  # the member that is for us
@@ -44,9 +44,10 @@ def required_list(body: dict[str, Any], key: str) -> list[Any]:
 
 def controls(body: dict[str, Any]) -> Controls:
     """What the body's `iccache` object asks. Raises RequestError(400) naming the key that cannot be used."""
+    keeps = None if body.get("store") is False else True  # the API's own flag: recorded only where we are told to
     asked = body.get(CONTROLS)
     if asked is None:
-        return Controls()
+        return Controls(store=keeps)
     if not isinstance(asked, dict):
         refuse(CONTROLS, "iccache must be an object.")
     known = ("backend", "examples", "store", "session")
@@ -56,7 +57,7 @@ def controls(body: dict[str, Any]) -> Controls:
     return Controls(
         backend=_name(asked, "backend"),
         examples=_examples(asked),
-        store=_store(asked),
+        store=keeps if asked.get("store") is None else _store(asked),
         session=_name(asked, "session"),
     )
 
@@ -90,6 +91,34 @@ def subject(body: dict[str, Any]) -> str | None:
         if isinstance(value, str) and value:
             return value
     return None
+
+
+def form(wanted: object) -> Form | None:
+    """The JSON that a `response_format`, or what corresponds to it, asks for; None where it asks for text."""
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("json_object", "json_schema"):
+        return None
+    nested = wanted.get("json_schema")
+    schema = (nested if isinstance(nested, dict) else wanted).get("schema")
+    if not isinstance(schema, dict):
+        return Form()
+    required, properties = schema.get("required"), schema.get("properties")
+    closed = schema.get("additionalProperties") is False and isinstance(properties, dict)
+    return Form(
+        frozenset(key for key in required if isinstance(key, str)) if isinstance(required, list) else frozenset(),
+        frozenset(properties) if closed and isinstance(properties, dict) else None,
+    )
+
+
+def calls_tools(body: dict[str, Any], has_tools: bool) -> bool:
+    """Whether the answer may be a tool's call."""
+    choice = body.get("tool_choice", body.get("function_call"))
+    return has_tools and (choice.get("type") if isinstance(choice, dict) else choice) != "none"
+
+
+def stops(value: object) -> tuple[str, ...]:
+    """Stop sequences: one, or a list of them."""
+    given = value if isinstance(value, list) else [value]
+    return tuple(stop for stop in given if isinstance(stop, str) and stop)
 
 
 def tokens(body: dict[str, Any], keys: Sequence[str]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iccache.config import Placement
 from iccache.dialects import body as bodies
 from iccache.dialects import compose, conversation, errors
 from iccache.dialects.answer import Draft, StreamReader, WholeReader, count, dicts, mapping
@@ -35,20 +36,25 @@ class Chat:
             task=conversation.task(turns),
             system=conversation.system(turns),
             prompt=conversation.prompt(turns),
+            before=conversation.before(turns),
+            long_before_chars=conversation.long_before_chars(turns),
             turns=conversation.length(turns),
             max_output_tokens=bodies.tokens(asked, ("max_completion_tokens", "max_tokens")),
             subject=bodies.subject(asked),
-            has_tools=bool(asked.get("tools") or asked.get("functions")),
+            has_tools=_has_tools(asked),
+            plain=bodies.calls_tools(asked, _has_tools(asked)) or bool(asked.get("logprobs")),
+            form=bodies.form(asked.get("response_format")),
+            stop=bodies.stops(asked.get("stop")),
             bypass=_obstacle(asked, turns),
             controls=bodies.controls(asked),
         )
 
-    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot]) -> bytes:
+    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot], placement: Placement = "start") -> bytes:
         document = compose.begin(ask, model)
         if shots:
             document = document or Document(ask.body)
             turns = [turn for shot in shots for turn in _pair(shot)]
-            document.insert("messages", compose.after_system(document, "messages"), turns)
+            document.insert("messages", compose.place(document, "messages", placement, _turn), turns)
         return document.bytes() if document else ask.body
 
     def reader(self, stream: bool) -> StreamReader | WholeReader:
@@ -90,7 +96,8 @@ class _Grammar:
 
     def usage(self, reported: dict[str, Any]) -> Usage | None:
         given, made = count(reported.get("prompt_tokens")), count(reported.get("completion_tokens"))
-        return None if given is None or made is None else Usage(given, made)
+        cached = count(mapping(reported.get("prompt_tokens_details")).get("cached_tokens")) or 0
+        return None if given is None or made is None else Usage(given, made, cached=cached)
 
     def _say(self, message: dict[str, Any], draft: Draft) -> None:
         content = message.get("content")
@@ -107,6 +114,10 @@ def _turn(message: object) -> Turn:
         return UNKNOWN
     said = conversation.turn(message.get("role"), message.get("content"), _PARTS)
     return said._replace(media=True) if message.get("audio") else said
+
+
+def _has_tools(asked: dict[str, Any]) -> bool:
+    return any(asked.get(key) for key in ("tools", "functions", "web_search_options"))
 
 
 def _obstacle(asked: dict[str, Any], turns: Sequence[Turn]) -> Reason | None:

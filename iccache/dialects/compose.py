@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 
+from iccache.config import Placement
 from iccache.dialects.body import CONTROLS
-from iccache.dialects.conversation import opening
+from iccache.dialects.conversation import Turn, last_question, opening
 from iccache.dialects.splice import Document, elements
 from iccache.types import Ask
 
@@ -27,10 +28,20 @@ def begin(ask: Ask, model: str | None) -> Document | None:
     return document
 
 
-def after_system(document: Document, key: str) -> int:
-    """How many elements of the list `key` are the system and developer messages that open it."""
+def place(document: Document, key: str, placement: Placement, read: Callable[[object], Turn | None]) -> int:
+    """Before which element of the list `key` examples go; `read` understands one element.
+
+    "start": behind the system and developer messages that open it. "end": before the last question, that is before the
+    user messages in a row that end the conversation, so that all that was said before them stays as it was.
+    """
     span = document.value(key)
-    return 0 if span is None else opening(_roles(document.source, span.start))
+    if span is None:
+        return 0
+    if placement == "start":
+        return opening(_roles(document.source, span.start))
+    return last_question(
+        [read(orjson.loads(document.source[e.start : e.end])) for e in elements(document.source, span.start)]
+    )
 
 
 def message(role: str, text: str, **more: str) -> bytes:

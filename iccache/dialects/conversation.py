@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from iccache.types import Reason
 
-CONTEXT_CHARS = 800  # of earlier turns before the last message, at most
-CONTEXT_CHARS_LEAST = 200  # when the last message is long, and so says more by itself
-TURN_CHARS = 240  # of one earlier turn
-TASK_CHARS = 1600  # context and last message together, where the message leaves room
+STANDS_ALONE_CHARS = 60  # a message as long as this says what it is about; of Chinese, Japanese, Korean a third
+SAYS_SOMETHING_CHARS = 20  # an earlier question as long as this needs none before it
+EARLIER_QUESTIONS = 3  # at most
+QUESTION_CHARS = 240  # of one earlier question: its beginning
+ANSWER_CHARS = 120  # of the answer before the message: its end
 
 
 class Role(StrEnum):
@@ -90,6 +92,31 @@ def prompt(turns: Sequence[Turn], first: str = "") -> str:
     return "\n".join(text for text in (first, *(t.text for t in turns)) if text)
 
 
+def before(turns: Sequence[Turn], first: str = "") -> str:
+    """The text before the last question, as `prompt` has it; "" where nothing was said before but the system prompt."""
+    earlier = turns[: last_question(turns)]
+    return prompt(earlier, first) if length(earlier) else ""
+
+
+def long_before_chars(turns: Sequence[Turn], first: str = "") -> int:
+    """Characters of `before` that were there before the question before too."""
+    return len(prompt(turns[: last_question(turns[: last_question(turns)])], first)) if before(turns, first) else 0
+
+
+def last_question(turns: Sequence[Turn | None]) -> int:
+    """Where the last question begins: the user's messages in a row of which the last one is the user's last of all."""
+    last = next((i for i in range(len(turns) - 1, -1, -1) if _is(turns[i], Role.USER)), None)
+    if last is None:
+        return len(turns)
+    while last and _is(turns[last - 1], Role.USER):
+        last -= 1
+    return last
+
+
+def _is(turn: Turn | None, role: Role) -> bool:
+    return turn is not None and turn.role is role
+
+
 def length(turns: Sequence[Turn]) -> int:
     """Messages, the system prompt apart."""
     return sum(t.role is not Role.SYSTEM for t in turns)
@@ -112,37 +139,41 @@ def obstacle(turns: Sequence[Turn]) -> Reason | None:
 
 
 def task(turns: Sequence[Turn]) -> str:
-    """What the last user message asks, understandable on its own.
+    """What the last user message asks, understandable on its own, as one would say it in one message.
 
-    The first message of a conversation is taken exactly as it is. A later one gets before it what it may refer to:
-    the end of the answer before it and the beginnings of the latest user messages, in order, `CONTEXT_CHARS` in all.
-    A long message gets less of it, so that the question is what an embedding of limited length sees.
+    A long message, or the first of a conversation, is taken exactly as it is. A short one ("and in Italian?") gets
+    before it what it may refer to: the question before, those before that as long as they are very short themselves,
+    and the end of the last answer. `tests/bench/multi_turn.py` measures what this is worth.
     """
     last = next((i for i in range(len(turns) - 1, -1, -1) if turns[i].role is Role.USER), None)
     if last is None:
         return ""
     asked = turns[last].text
-    context = _context(turns[:last], max(CONTEXT_CHARS_LEAST, min(CONTEXT_CHARS, TASK_CHARS - len(asked))))
-    return f"Earlier:\n{context}\n\nNow:\n{asked}" if context and asked.strip() else asked
+    if not asked.strip() or _length(asked, STANDS_ALONE_CHARS) >= STANDS_ALONE_CHARS:
+        return asked
+    context = _context(turns[:last])
+    return f"{context}\n\nNow: {asked}" if context else asked
 
 
-def _context(earlier: Sequence[Turn], room: int) -> str:
-    lines: list[str] = []
-    answered = False
-    for said in reversed(earlier):
-        text = " ".join(said.text.split())
-        if not text or said.role not in (Role.USER, Role.ASSISTANT) or (answered and said.role is Role.ASSISTANT):
-            continue
-        if said.role is Role.ASSISTANT:
-            answered = True
-            line = "Assistant: " + _tail(text, min(TURN_CHARS, room // 2))
-        else:
-            line = "User: " + _head(text, min(TURN_CHARS, room))
-        if len(line) > room:
+def _context(earlier: Sequence[Turn]) -> str:
+    """The latest questions, as far as they are needed, and how the last answer ended."""
+    said = [(turn.role, " ".join(turn.text.split())) for turn in earlier]
+    questions: list[str] = []
+    for text in (text for role, text in reversed(said) if role is Role.USER and text):
+        questions.insert(0, text)
+        enough = _length(text, SAYS_SOMETHING_CHARS) >= SAYS_SOMETHING_CHARS
+        if enough or len(questions) == EARLIER_QUESTIONS:
             break
-        room -= len(line) + 1
-        lines.append(line)
-    return "\n".join(reversed(lines))
+    lines = [
+        ("Then I asked: " if i else "Earlier I asked: ") + _head(q, QUESTION_CHARS) for i, q in enumerate(questions)
+    ]
+    answer = next((text for role, text in reversed(said) if role is Role.ASSISTANT and text), "")
+    return "\n".join([*lines, *(["You answered: " + _tail(answer, ANSWER_CHARS)] if answer else [])])
+
+
+def _length(text: str, enough: int) -> int:
+    """Characters, where one of a wide script counts as three; of a text beyond `enough`, at least that."""
+    return sum(3 if unicodedata.east_asian_width(c) in "WF" else 1 for c in " ".join(text.split())[:enough])
 
 
 def _head(text: str, chars: int) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
+from iccache.config import Placement
 from iccache.dialects.chat import Chat
 from iccache.dialects.messages import Messages
 from iccache.dialects.responses import Responses
@@ -46,11 +47,12 @@ class Dialect(Protocol):
         JSON of a shape that is not known is not refused: its `bypass` says that it passes through.
         """
 
-    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot]) -> bytes:
+    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot], placement: Placement = "start") -> bytes:
         """The body for one backend; `ask.body` itself when nothing has to change.
 
         `model` replaces the client's unless None. `shots` become turns after the system and developer messages that
-        open the conversation. The body's `iccache` object is taken out. Every other byte stays.
+        open the conversation, or before its last question. The body's `iccache` object is taken out. Every other byte
+        stays.
         """
 
     def reader(self, stream: bool) -> AnswerReader:

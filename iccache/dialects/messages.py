@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iccache.config import Placement
 from iccache.dialects import body as bodies
 from iccache.dialects import compose, conversation, errors
 from iccache.dialects.answer import Draft, StreamReader, WholeReader, count, dicts, mapping
@@ -51,20 +52,25 @@ class Messages:
             task=conversation.task(turns),
             system=conversation.system(turns, top.text),
             prompt=conversation.prompt(turns, top.text),
+            before=conversation.before(turns, top.text),
+            long_before_chars=conversation.long_before_chars(turns, top.text),
             turns=conversation.length(turns),
             max_output_tokens=bodies.tokens(asked, ("max_tokens",)),
             subject=bodies.subject(asked),
-            has_tools=bool(asked.get("tools") or asked.get("mcp_servers")),
+            has_tools=_has_tools(asked),
+            plain=bodies.calls_tools(asked, _has_tools(asked)),
+            form=bodies.form(asked.get("output_format") or mapping(asked.get("output_config")).get("format")),
+            stop=bodies.stops(asked.get("stop_sequences")),
             bypass=_obstacle(asked, top, turns),
             controls=bodies.controls(asked),
         )
 
-    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot]) -> bytes:
+    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot], placement: Placement = "start") -> bytes:
         document = compose.begin(ask, model)
         if shots:
             document = document or Document(ask.body)
             turns = [turn for shot in shots for turn in _pair(shot)]
-            document.insert("messages", compose.after_system(document, "messages"), turns)
+            document.insert("messages", compose.place(document, "messages", placement, _turn), turns)
         return document.bytes() if document else ask.body
 
     def reader(self, stream: bool) -> StreamReader | WholeReader:
@@ -107,7 +113,9 @@ class _Grammar:
         """Input that came from the provider's prompt cache is counted apart there, and is input all the same."""
         given = [count(reported.get(kind)) for kind in _INPUT_KINDS]
         made = count(reported.get("output_tokens"))
-        return None if given[0] is None or made is None else Usage(sum(n or 0 for n in given), made)
+        if given[0] is None or made is None:
+            return None
+        return Usage(sum(n or 0 for n in given), made, cached=given[-1] or 0)
 
     def _block(self, block: dict[str, Any], draft: Draft) -> None:
         if block.get("type") == "text":
@@ -131,6 +139,10 @@ def _turn(message: object) -> Turn:
         return said
     media = any(part.get("type") in _MEDIA for result in results for part in dicts(result.get("content")))
     return Turn(Role.TOOL, said.text, said.media or media)
+
+
+def _has_tools(asked: dict[str, Any]) -> bool:
+    return bool(asked.get("tools") or asked.get("mcp_servers"))
 
 
 def _obstacle(asked: dict[str, Any], top: Turn, turns: Sequence[Turn]) -> Reason | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from iccache.config import Placement
 from iccache.dialects import body as bodies
 from iccache.dialects import compose, conversation, errors
 from iccache.dialects.answer import Draft, StreamReader, WholeReader, count, dicts, mapping
@@ -44,19 +45,23 @@ class Responses:
             task=conversation.task(turns),
             system=conversation.system(turns, instructions),
             prompt=conversation.prompt(turns, instructions),
+            before=conversation.before(turns, instructions),
+            long_before_chars=conversation.long_before_chars(turns, instructions),
             turns=conversation.length(turns),
             max_output_tokens=bodies.tokens(asked, ("max_output_tokens",)),
             subject=bodies.subject(asked),
             has_tools=bool(asked.get("tools")),
+            plain=bodies.calls_tools(asked, bool(asked.get("tools"))) or _wants_logprobs(asked),
+            form=bodies.form(mapping(asked.get("text")).get("format")),
             bypass=_obstacle(asked, items, turns),
             controls=bodies.controls(asked),
         )
 
-    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot]) -> bytes:
+    def compose(self, ask: Ask, *, model: str | None, shots: Sequence[Shot], placement: Placement = "start") -> bytes:
         document = compose.begin(ask, model)
         if shots:
             document = document or Document(ask.body)
-            _show(document, shots)
+            _show(document, shots, placement)
         return document.bytes() if document else ask.body
 
     def reader(self, stream: bool) -> StreamReader | WholeReader:
@@ -95,7 +100,8 @@ class _Grammar:
 
     def usage(self, reported: dict[str, Any]) -> Usage | None:
         given, made = count(reported.get("input_tokens")), count(reported.get("output_tokens"))
-        return None if given is None or made is None else Usage(given, made)
+        cached = count(mapping(reported.get("input_tokens_details")).get("cached_tokens")) or 0
+        return None if given is None or made is None else Usage(given, made, cached=cached)
 
     def _say(self, response: dict[str, Any], draft: Draft) -> None:
         for item in dicts(response.get("output")):
@@ -143,6 +149,11 @@ def _turn(item: object) -> Turn | None:
     return Turn(Role.TOOL, media=media)
 
 
+def _wants_logprobs(asked: dict[str, Any]) -> bool:
+    include = asked.get("include")
+    return bool(asked.get("top_logprobs")) or (isinstance(include, list) and "message.output_text.logprobs" in include)
+
+
 def _obstacle(asked: dict[str, Any], items: Sequence[Any], turns: Sequence[Turn]) -> Reason | None:
     if any(asked.get(key) for key in _STATE):
         return Reason.STATEFUL
@@ -151,8 +162,8 @@ def _obstacle(asked: dict[str, Any], items: Sequence[Any], turns: Sequence[Turn]
     return conversation.obstacle(turns)
 
 
-def _show(document: Document, shots: Sequence[Shot]) -> None:
-    """Examples before the first message. Text input becomes the list that it is short for."""
+def _show(document: Document, shots: Sequence[Shot], placement: Placement) -> None:
+    """Examples among the messages. Text input becomes the list that it is short for."""
     turns = [turn for shot in shots for turn in _pair(shot)]
     span = document.value("input")
     if span is None:
@@ -161,7 +172,7 @@ def _show(document: Document, shots: Sequence[Shot]) -> None:
     if text.startswith(b'"'):
         document.replace("input", array([*turns, b'{"role":"user","content":' + text + b"}"]))
     else:
-        document.insert("input", compose.after_system(document, "input"), turns)
+        document.insert("input", compose.place(document, "input", placement, _turn), turns)
 
 
 def _pair(shot: Shot) -> tuple[bytes, bytes]:

@@ -201,6 +201,11 @@ def check(db: Database, path: Path | str, *, migrations: Migrations = steps) -> 
         raise StoreError(f"{path}: is not a store of this version yet: start `iccache serve` on it once to migrate it")
 
 
+def refuse_strangers(db: Database, path: Path | str) -> None:
+    """Raise before anything is written if the file is another program's, or a newer version's."""
+    _check(db, path, steps)
+
+
 def _check(db: Database, path: Path | str, migrations: Migrations) -> None:
     """Raise if the file is another program's, or a newer version's."""
     applied = {migration.name for migration in migrations.applied(db)}

@@ -32,6 +32,7 @@ from iccache.types import (
     Change,
     ChangeKind,
     Considered,
+    Daily,
     DecisionKind,
     Example,
     ExampleStats,
@@ -51,6 +52,8 @@ CHECKPOINT_EVERY_S = 1.0  # while a long reader, such as a backup, is in its way
 PAGE_BYTES = 8192  # an example with its embedding is often over half of SQLite's usual 4096: one a page, the rest waste
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024  # a log that grew beyond this is cut back at the next checkpoint
 PAGE = 1000  # rows read at a time
+TEXT_PAGE = 100  # of rows with long texts
+RESTORED_STATE = "restored"  # its cursor is what `restored_at` says
 DAY_S = 86400.0
 DEMONSTRATION = "demonstration"
 
@@ -79,6 +82,7 @@ class SqliteStore:
         self._next_checkpoint = 0.0  # monotonic; not before, where a long reader was in the way
         with self._translated():
             self._db = self._open()
+        self._identity = _file_identity(self.path) if isinstance(self.path, Path) else None
 
     def reader(self) -> SqliteStore:
         return SqliteStore(self.path, read_only=True, decay_per_hour=self._decay_per_hour, clock=self._clock)
@@ -100,6 +104,7 @@ class SqliteStore:
             # IMMEDIATE: a transaction that starts by reading could not become a writing one once another has written
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._require_file()
                 with self._nested():
                     yield
                 self._require_open()
@@ -123,6 +128,11 @@ class SqliteStore:
         """A full disk can end a transaction in the middle: what follows must not be written outside of it."""
         if not self._db.conn.in_transaction:
             raise StoreError(f"{self.path}: the transaction was undone by an earlier failure; nothing was written")
+
+    def _require_file(self) -> None:
+        """What is written to a file that has no name any more is lost with the last process that has it open."""
+        if isinstance(self.path, Path) and _file_identity(self.path) != self._identity:
+            raise StoreError(f"{self.path}: was deleted or replaced while in use: restart to go on with what is there")
 
     # exchanges and feedback
 
@@ -387,6 +397,21 @@ class SqliteStore:
         rows = self._rows(sql, {"tenant": tenant, "subject": subject, "limit": limit, "offset": offset})
         return [_example(row) for row in rows]
 
+    def each_example(self, tenant: str | None = None, subject: str | None = None) -> Iterator[Example]:
+        seq = 0
+        while True:
+            rows = self._rows(EACH_EXAMPLE, {"seq": seq, "tenant": tenant, "subject": subject, "page": TEXT_PAGE})
+            yield from map(_example, rows)
+            if len(rows) < TEXT_PAGE:
+                return
+            seq = rows[-1]["seq"]
+
+    def answer_to(self, tenant: str, system: str, request: str) -> str | None:
+        row = self._row(
+            "SELECT answer FROM examples WHERE tenant = ? AND digest = ?", [tenant, _digest(system, request)]
+        )
+        return None if row is None else str(row["answer"])
+
     def count_examples(self, tenant: str | None = None) -> int:
         sql = "SELECT count(*) FROM examples WHERE :tenant IS NULL OR tenant = :tenant"
         return int(self._number(sql, {"tenant": tenant}))
@@ -524,6 +549,10 @@ class SqliteStore:
         with self.transaction():
             return self._write("DELETE FROM changes WHERE seq < ?", [before])
 
+    def restored_at(self) -> int:
+        state = self.load_state(RESTORED_STATE)
+        return 0 if state is None else state[0]
+
     def save_state(self, name: str, cursor: int, blob: bytes) -> bool:
         with self.transaction():
             saved = self._write(
@@ -544,6 +573,9 @@ class SqliteStore:
         )
 
     # upkeep
+
+    def daily(self, since: float, tenant: str | None = None) -> list[Daily]:
+        return [Daily(*row) for row in self._rows(DAILY, {"since": since, "tenant": tenant})]
 
     def trim(self, now: float, keep_days: float, limit: int = 5000) -> int:
         if not keep_days:
@@ -607,6 +639,7 @@ class SqliteStore:
             with Translated(path), closing(self.reader()) as source, closing(sqlite3.connect(partial)) as target:
                 # in one step: a consistent copy that no writer can make start again
                 source._db.conn.backup(target, pages=-1)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file, readable where nothing can be written
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
@@ -634,6 +667,7 @@ class SqliteStore:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")
             db.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
+            migrations.refuse_strangers(db, self.path)
             if not self._memory:
                 migrations.enable_wal(db)
             migrations.migrate(db, self.path)
@@ -765,6 +799,19 @@ UPDATE examples SET
     embedding = coalesce(:embedding, embedding),
     embedding_bytes = coalesce(length(:embedding), embedding_bytes)
 WHERE id = :id
+"""
+EACH_EXAMPLE = """
+SELECT * FROM full_examples
+WHERE seq > :seq AND (:tenant IS NULL OR tenant = :tenant) AND (:subject IS NULL OR subject = :subject)
+ORDER BY seq LIMIT :page
+"""
+DAILY = """
+SELECT date(at, 'unixepoch') AS day, backend, decision, count(*), sum(status >= 400), sum(offloaded),
+    sum(input_tokens), sum(output_tokens), sum(example_tokens), sum(cost_usd), sum(latency_s),
+    count(quality), coalesce(sum(quality), 0.0),
+    sum(offloaded * (input_tokens - example_tokens)), sum(offloaded * output_tokens), sum(offloaded * cost_usd)
+FROM exchanges WHERE at >= :since AND (:tenant IS NULL OR tenant = :tenant)
+GROUP BY day, backend, decision ORDER BY day, backend, decision
 """
 LIST_EXAMPLES = """
 SELECT * FROM full_examples WHERE :subject IS NULL OR subject = :subject
@@ -932,6 +979,15 @@ def _features(blob: bytes) -> NDArray[np.float64]:
 def _memory_name(path: str) -> str:
     """A name under which the connections of this process find one store in memory; a new one for MEMORY."""
     return f"{MEMORY_URI}{next(_memory_names)}?mode=memory&cache=shared" if path == MEMORY else path
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Which file has that name; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _file_size(path: Path) -> int:

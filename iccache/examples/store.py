@@ -12,8 +12,9 @@ from typing import Protocol
 
 from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR
+from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
-from iccache.types import Change, Example, Exchange, Feedback, Kept, Vector
+from iccache.types import Change, Daily, Example, Exchange, Feedback, Kept, Vector
 
 SQLITE = "sqlite:///"
 
@@ -118,6 +119,12 @@ class ExampleStore(Protocol):
     ) -> list[Example]:
         """Examples, newest first."""
 
+    def each_example(self, tenant: str | None = None, subject: str | None = None) -> Iterator[Example]:
+        """Examples in the order they were first admitted, in constant memory and without holding a snapshot."""
+
+    def answer_to(self, tenant: str, system: str, request: str) -> str | None:
+        """The answer of the example that `admit` would take for a duplicate of these; None when there is none."""
+
     def count_examples(self, tenant: str | None = None) -> int:
         """How many examples there are."""
 
@@ -179,6 +186,13 @@ class ExampleStore(Protocol):
     def trim_changes(self, before: int) -> int:
         """Forget changes with `seq < before`; returns how many."""
 
+    def restored_at(self) -> int:
+        """The change after which everything was different, because a backup took the place of what there was; 0: never.
+
+        A follower whose cursor is lower knows another content: it must forget what it learned and rebuild. Its cursor
+        is below oldest_change() - 1 then.
+        """
+
     def save_state(self, name: str, cursor: int, blob: bytes) -> bool:
         """Keep a follower's state as of change `cursor`, unless a newer one is kept already: then False."""
 
@@ -186,6 +200,9 @@ class ExampleStore(Protocol):
         """(cursor, blob) as last saved."""
 
     # upkeep
+
+    def daily(self, since: float, tenant: str | None = None) -> list[Daily]:
+        """Sums over the exchanges with `at >= since`, by day, backend and decision, in that order."""
 
     def trim(self, now: float, keep_days: float, limit: int = 5000) -> int:
         """Delete exchanges (and their feedback) and changes older than `keep_days`, 0 keeping them; returns how many.
@@ -227,7 +244,25 @@ def open_store(url: str, *, decay_per_hour: float = DECAY_PER_HOUR) -> ExampleSt
     sqlite:///relative/path, sqlite:////absolute/path, or sqlite:///:memory: (a new, empty one that ends with its last
     connection). Raises ConfigError for another kind of url, StoreVersionError for a newer version's store, StoreError.
     """
+    name = _name(url)
+    return SqliteStore(MEMORY if name == MEMORY else Path(name), decay_per_hour=decay_per_hour)
+
+
+def restore_store(url: str, backup: Path, *, keep: bool = True) -> Path | None:
+    """Put the content of `backup` in the place of the store's, while others use it. Returns where the old content is.
+
+    All of it at once: others see the old content or the new one, and followers rebuild (see `restored_at`). What was
+    there is kept beside the store unless `keep` is False. A store that cannot be read is moved there, files and all.
+    Raises StoreError, leaving everything as it was, when `backup` is damaged, another program's, or of a newer version.
+    """
+    name = _name(url)
+    if name == MEMORY:
+        raise ConfigError("store.url: a store in memory ends with its process: nothing can be restored to it")
+    return restore_file(Path(name).absolute(), Path(backup).absolute(), keep=keep)
+
+
+def _name(url: str) -> str:
     name = url.removeprefix(SQLITE)
     if name == url or not name:
         raise ConfigError(f"store.url: sqlite:///FILE is what this version opens (here: {url!r})")
-    return SqliteStore(MEMORY if name == MEMORY else Path(name), decay_per_hour=decay_per_hour)
+    return name

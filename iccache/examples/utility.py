@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -68,6 +69,14 @@ class UtilityModel(Protocol):
         """
         ...
 
+    def state(self) -> bytes:
+        """What was learned, for `restore`."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Go on from there. Raises ValueError, changing nothing, for what no `state` has written."""
+        ...
+
 
 class RecordUtility:
     """Similarity and the example's own record, in one formula:
@@ -129,6 +138,16 @@ class RecordUtility:
         self.quality_ = max(self.quality_ + float(quality @ weight), 0.0)
         self.answers_ = max(self.answers_ + float(weight.sum()), 0.0)
         return self
+
+    def state(self) -> bytes:
+        return json.dumps({"quality": self.quality_, "answers": self.answers_}).encode()
+
+    def restore(self, state: bytes) -> None:
+        try:
+            learned = json.loads(state)
+            self.quality_, self.answers_ = float(learned["quality"]), float(learned["answers"])
+        except (ValueError, TypeError, KeyError) as exc:
+            raise ValueError(f"the utility model's state cannot be read: {exc!r}") from exc
 
 
 def _of(X: Rows, name: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from iccache.backends.client import BackendClient, make_session
 from iccache.config import DIALECTS as NAMES
 from iccache.config import Backend
 from iccache.dialects.answer import StreamReader, WholeReader
-from iccache.dialects.conversation import CONTEXT_CHARS, CONTEXT_CHARS_LEAST, TASK_CHARS
+from iccache.dialects.conversation import ANSWER_CHARS, EARLIER_QUESTIONS, QUESTION_CHARS
 from iccache.dialects.dialect import DIALECTS, Dialect
 from iccache.errors import RequestError
 from iccache.types import Answer, Ask, Controls, Reason, Shot, Usage
@@ -108,32 +108,52 @@ def test_a_later_question_is_understandable_on_its_own(dialect: Dialect) -> None
     ask = dialect.read(body(dialect, turns))
     assert ask.turns == 5
     assert ask.task == (
-        'Earlier:\nUser: How do I say "thank you" in French?\nUser: in Spanish?\nAssistant: Gracias.\n\n'
-        "Now:\nand in Italian?"
+        'Earlier I asked: How do I say "thank you" in French?\nThen I asked: in Spanish?\nYou answered: Gracias.\n\n'
+        "Now: and in Italian?"
     )
 
 
-@example(earlier=[(U, 3000), (A, 3000), (U, 3000), (U, 3000)], last=5000)
+@example(earlier=[(U, 3000), (A, 3000), (U, 3000), (U, 3000)], last=1)
+@example(earlier=[(U, 19), (A, 3000), (U, 19), (U, 19), (U, 19)], last=1)
 @given(
     earlier=st.lists(st.tuples(st.sampled_from([U, A]), st.integers(0, 3000)), max_size=8),
-    last=st.sampled_from([1, 20, 1000, 1500, 5000]),
+    last=st.sampled_from([1, 20, 59, 60, 5000]),
 )
 def test_the_context_is_bounded(earlier: list[tuple[str, int]], last: int) -> None:
     asked = "?" * last
     task = CHAT.read(body(CHAT, [*((role, "x" * n) for role, n in earlier), (U, asked)])).task
     assert task.endswith(asked)
-    room = max(CONTEXT_CHARS_LEAST, min(CONTEXT_CHARS, TASK_CHARS - last))
-    assert len(task) - last <= room + len("Earlier:\n\n\nNow:\n")
-    if not any(n for _, n in earlier):
+    labels = len("Earlier I asked: ") * EARLIER_QUESTIONS + len("You answered: ") + len("\n\nNow: ") + EARLIER_QUESTIONS
+    assert len(task) - last <= QUESTION_CHARS * EARLIER_QUESTIONS + ANSWER_CHARS + labels
+    if last >= 60 or not any(n for _, n in earlier):
         assert task == asked
 
 
-def test_the_latest_turns_are_the_context(dialect: Dialect) -> None:
+def test_the_latest_question_is_the_context(dialect: Dialect) -> None:
     turns = [(U if i % 2 == 0 else A, f"turn {i} " + "x" * 400) for i in range(20)]
     task = dialect.read(body(dialect, [*turns, (U, "why?")])).task
-    assert "User: turn 18" in task
-    assert "turn 4" not in task
-    assert task.count("Assistant: …xxx") == 1
+    assert task.startswith("Earlier I asked: turn 18 xxx")
+    assert "turn 16" not in task
+    assert task.count("You answered: …xxx") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "alone"),
+    [
+        ("and in Italian?", False),
+        ("Which of the planets of the solar system is farthest away from the sun?", True),
+        ("再短一点", False),
+        ("请用三句话概括一下法国大革命的主要原因和结果。", True),
+        ("x\n" * 29, False),
+        ("", True),
+        ("  \n", True),
+    ],
+)
+def test_a_message_that_says_what_it_is_about_is_the_task(dialect: Dialect, asked: str, alone: bool) -> None:
+    turns = [(U, "Who wrote the novel Middlemarch?"), (A, "George Eliot."), (U, asked)]
+    task = dialect.read(body(dialect, turns)).task
+    assert (task == asked) is alone
+    assert task.endswith(asked)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +267,7 @@ def test_a_tool_loop(dialect: Dialect) -> None:
     done = [*loop, {"role": A, "content": "Sunny."}, {"role": U, "content": "and tomorrow?"}]
     ask = dialect.read(orjson.dumps({"model": "m", LIST[dialect.name]: done}))
     assert ask.bypass is None
-    assert ask.task == "Earlier:\nUser: weather?\nAssistant: Sunny.\n\nNow:\nand tomorrow?"
+    assert ask.task == "Earlier I asked: weather?\nYou answered: Sunny.\n\nNow: and tomorrow?"
 
 
 def test_obstacles_of_chat() -> None:
@@ -677,7 +697,16 @@ def test_input_from_the_prompt_cache_is_input() -> None:
         {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}},
         {"type": "message_stop"},
     )
-    assert read(MESSAGES, raw).usage == Usage(321, 9)
+    assert read(MESSAGES, raw).usage == Usage(321, 9, cached=20)
+
+
+def test_what_came_from_the_prompt_cache_is_told() -> None:
+    chat = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 7}}
+    answer = {"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}], "usage": chat}
+    assert read(CHAT, orjson.dumps(answer), stream=False).usage == Usage(9, 1, cached=7)
+    counted = {"input_tokens": 9, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 7}}
+    whole = {"status": "completed", "output": [], "usage": counted}
+    assert read(RESPONSES, orjson.dumps(whole), stream=False).usage == Usage(9, 1, cached=7)
 
 
 def test_a_response_that_failed() -> None:

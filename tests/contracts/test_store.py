@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from iccache.errors import ConfigError, StoreError
 from iccache.examples import credit
-from iccache.examples.store import ExampleStore, open_store
+from iccache.examples.store import ExampleStore, open_store, restore_store
 from iccache.types import (
     BackendScore,
     Change,
@@ -77,6 +77,10 @@ def test_an_empty_store(store: ExampleStore) -> None:
     assert store.load_state("index") is None
     assert store.spent_today("t", AT) == 0.0
     assert store.session_backend("t", "s") is None
+    assert list(store.each_example()) == []
+    assert store.answer_to("t", "", "q") is None
+    assert store.daily(0.0) == []
+    assert store.restored_at() == 0
     assert store.delete_examples(["e"]) == 0
     assert store.purge("t") == {"examples": 0, "exchanges": 0}
     assert not store.update_example("e", answer="x")
@@ -624,6 +628,105 @@ def test_a_backup_opens_with_all_there_was(store: ExampleStore, tmp_path: Path) 
     with closing(open_store(f"sqlite:///{target}")) as copy:
         assert [e.id for e in copy.list_examples()] == ["e1"]
     assert sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
+
+
+def test_each_example_comes_once_in_the_order_admitted(store: ExampleStore) -> None:
+    for i in range(250):
+        store.admit(make_example(f"e{i}", tenant="ab"[i % 2], subject=("ann", None)[i % 3 == 0], at=AT - i))
+    assert [e.id for e in store.each_example()] == [f"e{i}" for i in range(250)]
+    assert [e.id for e in store.each_example("a")] == [f"e{i}" for i in range(0, 250, 2)]
+    assert [e.id for e in store.each_example("a", "ann")] == [f"e{i}" for i in range(0, 250, 2) if i % 3]
+    assert list(store.each_example("c")) == []
+    reading = store.each_example()
+    first = next(reading)
+    assert same_example(first, store.examples(["e0"])[0])
+    store.delete_examples([f"e{i}" for i in range(100, 250)])  # while it goes on
+    assert len(list(reading)) == 99
+
+
+def test_the_answer_to_what_would_be_a_duplicate(store: ExampleStore) -> None:
+    store.admit(make_example("e1", system="s", request="q", answer="a"))
+    assert store.answer_to("t", "s", "q") == "a"
+    for other in (("u", "s", "q"), ("t", "", "q"), ("t", "s", "Q"), ("t", "sq", "")):
+        assert store.answer_to(*other) is None
+    store.update_example("e1", answer="b")
+    assert store.answer_to("t", "s", "q") == "b"
+
+
+def test_daily_sums(store: ExampleStore) -> None:
+    midnight = AT - AT % DAY + DAY
+    rows = [
+        ("r1", midnight - 1, "small", True, 200),
+        ("r2", midnight, "small", True, 200),
+        ("r3", midnight + 1, "small", False, 502),
+        ("r4", midnight + 2, "large", False, 200),
+    ]
+    for id, at, backend, offloaded, status in rows:
+        usage = Usage(100, 10, 40)
+        made = {"at": at, "backend": backend, "offloaded": offloaded, "status": status, "usage": usage, "cost_usd": 0.5}
+        store.record(make_exchange(id, latency_s=2.0, **made))
+    store.record(make_exchange("other", tenant="u", at=midnight))
+    store.add_feedback(make_feedback("r2", 0.25), tenant="t")
+    before, large, small = store.daily(0.0, "t")
+    assert (before.day, large.day, small.day) == ("2023-11-14", "2023-11-15", "2023-11-15")
+    assert (large.backend, large.decision, large.requests, large.offloaded_cost_usd) == ("large", "routed", 1, 0.0)
+    assert small == ("2023-11-15", "small", "routed", 2, 1, 1, 200, 20, 80, 1.0, 4.0, 1, 0.25, 60, 10, 0.5)
+    assert store.daily(midnight, "t") == [large, small]
+    assert sum(day.requests for day in store.daily(0.0)) == 5
+
+
+# restoring
+
+
+def test_a_restored_store_holds_what_the_backup_held(tmp_path: Path) -> None:
+    url, copy = f"sqlite:///{tmp_path}/store.db", tmp_path / "copy.db"
+    with closing(open_store(url)) as store:
+        store.record(make_exchange("r1"))
+        store.admit(make_example("e1"))
+        store.save_state("router", 1, b"then")
+        store.backup(copy)
+        store.admit(make_example("e2"))
+        store.add_feedback(make_feedback("r1", 1.0), tenant="t")
+        store.delete_examples(["e1"])
+        store.save_state("router", 3, b"now")
+        with closing(store.reader()) as reader:
+            cursor = store.last_change()
+            kept = restore_store(url, copy)
+            for each in (store, reader):
+                assert [e.id for e in each.each_example()] == ["e1"]
+                assert each.feedback("r1") == []
+                assert cursor < each.restored_at() < each.oldest_change() <= each.last_change()
+                assert cursor < each.oldest_change() - 1  # by which a follower knows
+                assert [c.key for c in each.changes(each.restored_at())] == ["e1"]
+                assert each.load_state("router") == (each.restored_at() + 1, b"then")
+            assert not store.save_state("router", cursor + 1, b"stale")
+            last = store.last_change()
+            store.admit(make_example("e3"))
+            assert [c.seq for c in reader.changes(last)] == [last + 1]
+        assert kept is not None
+        with closing(open_store(f"sqlite:///{kept}")) as old:
+            assert [e.id for e in old.each_example()] == ["e2"]
+            assert old.load_state("router") == (3, b"now")
+
+
+def test_restoring_twice_is_restoring(tmp_path: Path) -> None:
+    url, copy = f"sqlite:///{tmp_path}/store.db", tmp_path / "copy.db"
+    with closing(open_store(url)) as store:
+        store.backup(copy)
+        cursors = [store.last_change()]
+        for _ in range(3):
+            assert restore_store(url, copy, keep=False) is None
+            assert store.restored_at() > cursors[-1]
+            assert cursors[-1] < store.oldest_change() - 1
+            cursors.append(store.last_change())
+            store.backup(copy)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.db", "store.db"]
+
+
+def test_a_store_in_memory_takes_no_backup_back(store: ExampleStore, tmp_path: Path) -> None:
+    store.backup(tmp_path / "copy.db")
+    with pytest.raises(ConfigError, match="memory"):
+        restore_store("sqlite:///:memory:", tmp_path / "copy.db")
 
 
 def test_text_that_no_database_takes_is_an_error_of_the_store(store: ExampleStore) -> None:
