@@ -29,7 +29,11 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._all: list[MetricWrapperBase] = []
-        self.requests = self._counter("iccache_requests", "Requests answered.", ["backend", "decision", "status"])
+        self.requests = self._counter(
+            "iccache_requests",
+            "Requests answered; backend and decision are none where no backend did.",
+            ["backend", "decision", "status"],
+        )
         self.request_seconds = self._histogram(
             "iccache_request_seconds", "From a request's arrival to its last byte.", ["backend"], SECONDS
         )

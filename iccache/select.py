@@ -19,7 +19,7 @@ from iccache.plan import Plan
 from iccache.types import Answer, Ask, Match, Query, Recalled, Usage, Vector
 from router.types import ExampleSignals, Signals
 
-COUNTED_CHARS = 2_000_000  # longer prompts fit no student, and counting them would hold up everybody else
+COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
 CHARS_PER_TOKEN = 4
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
 WARM_UP = "The first embedding of a process is slow; this one is nobody's request."

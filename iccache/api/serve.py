@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 KEEPALIVE_S = 75.0
+LINGERING_S = 2.0  # for the rest of a body that nobody reads
 LAST_WORD_S = 1.0  # for handlers that are cut off at the end of the drain
 RESPAWN_AFTER_S = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -93,6 +94,7 @@ async def _worker(
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=KEEPALIVE_S,
+        lingering_time=LINGERING_S,
         shutdown_timeout=LAST_WORD_S,
         handle_signals=False,
     )

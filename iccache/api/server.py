@@ -32,6 +32,10 @@ RESOURCES = (
 )  # fmt: skip
 
 
+NOT_COUNTED = ("/admin", "/healthz", "/readyz", "/metrics")
+NOBODY = "none"  # the backend and decision of a request that we answered ourselves
+
+
 def make_app(proxy: Proxy) -> web.Application:
     """The application that serves `proxy`. Starting and stopping the proxy is part of its life."""
     app = web.Application(middlewares=[errors_in_shape], client_max_size=proxy.settings.server.max_body_bytes)
@@ -112,6 +116,8 @@ async def errors_in_shape(request: web.Request, handler: Handler) -> web.StreamR
         raise
     except Exception as exc:
         error = _told(request, exc)
+        if not request.path.startswith(NOT_COUNTED):
+            request.app[PROXY].metrics.requests.labels(NOBODY, NOBODY, str(error.status)).inc()
         if BEGUN in request:  # no second head in the middle of an answer: it is cut off
             raise ConnectionResetError(error.message) from exc
         return in_shape(request, error)

@@ -146,6 +146,8 @@ def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> 
         return said | {"cpu_s": contestant.server.cpu_s() - before}
 
     run(phase="closed", connections=4, seconds=0.5)  # to get warm
+    if contestant.prompts:
+        run(phase="closed", connections=4, seconds=60, requests=contestant.prompts)  # from here on all are known
     low = run(phase="open", rate=20, requests=size.low)
     many = run(phase="closed", connections=32, seconds=size.seconds)
     stream = run(phase="open", rate=5, requests=size.streams, events=20)

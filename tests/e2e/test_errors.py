@@ -395,3 +395,12 @@ async def test_a_fault_of_ours_within_a_stream_ends_it_without_its_end(
     writer.close()
     assert got.count(b"HTTP/1.1") == 1 and b"internal_error" not in got
     assert b"[DONE]" not in got and not got.endswith(b"0\r\n\r\n")
+
+
+async def test_what_no_backend_answered_is_counted_too(w: World) -> None:
+    assert (await w.ask("hello", "nobody")).status == 404
+    await w.large.stop()
+    assert (await w.ask("hello", "large")).status == 502
+    metrics = (await w.get("/metrics")).body.decode()
+    for status in (404, 502):
+        assert f'iccache_requests_total{{backend="none",decision="none",status="{status}"}} 1.0' in metrics
