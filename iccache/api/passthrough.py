@@ -9,6 +9,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from iccache import config
+from iccache.api import websocket
 from iccache.api.app import PROXY, REQUEST_ID
 from iccache.api.body import pieces, read_body
 from iccache.assemble import Proxy
@@ -47,6 +48,8 @@ async def forward(request: web.Request) -> web.StreamResponse:
     arrived = proxy.clock()
     tenant = proxy.gate.tenant(request.headers)
     proxy.gate.admit(tenant, proxy.learner.spent_today(tenant))
+    if websocket.wanted(request):
+        return await _conversation(request, proxy, tenant)
     parcel = await _opened(request)
     controls = read_controls(request.headers, parcel.controls)
     order = await _order(proxy, tenant, controls, parcel, again=parcel.body is not None or not request.can_read_body)
@@ -61,6 +64,17 @@ async def forward(request: web.Request) -> web.StreamResponse:
     sent = proxy.clock()
     async with proxy.fleet.send(post, order) as reply:
         return await _forwarded(request, proxy, tenant, reply, order, arrived, sent)
+
+
+async def _conversation(request: web.Request, proxy: Proxy, tenant: str) -> web.StreamResponse:
+    """A WebSocket. Its model is in the query, as /v1/realtime has it."""
+    parcel = Parcel(None, request.query.get("model"))
+    order = await _order(proxy, tenant, read_controls(request.headers, parcel.controls), parcel, again=False)
+    backend = proxy.directory.names[order[0]]
+    query = request.rel_url.raw_query_string
+    if parcel.model not in (None, backend.model) and _is_ours(proxy, parcel.model or ""):
+        query = request.rel_url.update_query(model=backend.model).raw_query_string
+    return await websocket.forward(request, backend.name, _path(request), query)
 
 
 async def _forwarded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from types import SimpleNamespace
@@ -109,6 +109,23 @@ class BackendClient:
         connection proved closed goes once more on a fresh one; a body that can be read only once starts on one.
         """
         return self._send(method, self.url(path, query), self._headers(path, headers, body), body)
+
+    async def converse(
+        self, path: str, query: str, headers: Mapping[str, str], protocols: Sequence[str], largest_bytes: int
+    ) -> aiohttp.ClientWebSocketResponse:
+        """A WebSocket to this backend. Raises aiohttp's and the system's own errors where it does not come about."""
+        sent = self._headers(path, headers, None)
+        for name in [name for name in sent if name.lower().startswith("sec-websocket-")]:
+            del sent[name]
+        async with asyncio.timeout(self.backend.connect_timeout_s):
+            return await self._session.ws_connect(
+                self.url(path, query),
+                headers=sent,
+                protocols=protocols,
+                max_msg_size=largest_bytes,
+                autoping=False,
+                autoclose=False,
+            )
 
     def url(self, path: str, query: str = "") -> URL:
         """Where `path` is on this backend: its version is dropped where the base URL already has one."""
