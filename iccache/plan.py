@@ -74,12 +74,11 @@ class Plan:
         )
 
     def considered_for(self, backend: str) -> list[Considered]:
-        """What the record keeps of the examples considered for `backend`."""
+        """What the record keeps of the examples considered for `backend`; where it is shown none, of those considered
+        for the cheapest student, which the router saw all the same."""
         shown = {m.example.id for m in self.shown.get(backend, ())}
-        return [
-            Considered(m.example.id, m.similarity, m.utility, m.example.id in shown)
-            for m in self.considered.get(backend, ())
-        ]
+        considered = self.considered.get(backend) or next(iter(self.considered.values()), ())
+        return [Considered(m.example.id, m.similarity, m.utility, m.example.id in shown) for m in considered]
 
     def scores(self) -> list[BackendScore]:
         """What the record keeps of the router's choice."""
