@@ -26,7 +26,7 @@ from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.tokens import make_tokenizer
 from iccache.examples.utility import RecordUtility
 from iccache.examples.writer import Writer
-from iccache.learn import Learner
+from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
 from iccache.pipeline import Pipeline
 from iccache.plan import Directory

@@ -1,7 +1,7 @@
 """THE PATH OF ONE REQUEST: start reading here.
 
 authenticate -> parse -> embed -> recall -> rank -> route -> compose -> answer (stream) -> record -> learn
-api/            `answer`, below                                                           learn.py
+api/            `answer`, below                                                           learn/
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iccache.backends.fleet import Fleet, Post, Reply, is_stream, status_of
 from iccache.backends.headers import forwardable
 from iccache.dialects.dialect import AnswerReader, Dialect
 from iccache.errors import BackendError, RequestError
-from iccache.learn import Learner
+from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan, read_controls
 from iccache.price import as_usd, cost, price

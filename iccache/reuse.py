@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from iccache import config
 from iccache.dialects.dialect import Dialect
 from iccache.errors import StoreError
-from iccache.learn import Learner
+from iccache.learn.learner import Learner
 from iccache.types import Answer, Ask, Exchange, Kept, Reason
 
 log = logging.getLogger(__name__)

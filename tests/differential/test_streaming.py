@@ -159,7 +159,7 @@ async def settled(w: World) -> None:
         return (
             w.proxy.open_requests,
             sum(m.in_flight for m in w.proxy.fleet.members.values()),
-            len(w.proxy.learner.open),
+            len(w.proxy.learner.recorder.open),
             len(w.proxy.learner.background.tasks),
             len(connector._acquired),
         )

@@ -151,10 +151,10 @@ async def test_what_a_day_may_cost_whether_recorded_or_not(tmp_path: Path) -> No
             for _ in range(5):  # 0.002 USD each
                 answers.append((await w.ask("hello", "large", headers)).status)
                 await w.proxy.learner.background.drain(5)
-                w.proxy.learner.looked_after = 0.0  # what the store knows of the spending is read again
-                w.proxy.learner.kicked.set()
+                w.proxy.learner.upkeep.looked_after = 0.0  # what the store knows of the spending is read again
+                w.proxy.learner.follower.kicked.set()
                 await w.proxy.learner.catch_up()
-                await w.proxy.learner._reload_spending()
+                await w.proxy.learner.spending.reload()
             assert answers == [200, 200, 200, 429, 429]
             refused = await w.ask("hello", "small", A)
             assert refused.json["error"]["code"] == "insufficient_quota"

@@ -307,7 +307,7 @@ async def test_what_was_learned_goes_back_too(tmp_path: Path, snapshot: bool) ->
 
     async def learned(w: Any) -> tuple[bytes, bytes]:
         await w.proxy.learner.catch_up()
-        return w.proxy.learner.router.state(), w.proxy.learner.utility.state()
+        return w.proxy.router.state(), w.proxy.utility.state()
 
     async def teach(w: Any, first: int, score: float) -> None:
         for i in range(first, first + 10):
@@ -318,21 +318,21 @@ async def test_what_was_learned_goes_back_too(tmp_path: Path, snapshot: bool) ->
         await w.teach("add the numbers 1 and 2", "3")
         await teach(w, 0, 1.0)
         if snapshot:
-            await w.proxy.learner.snapshot()
+            await w.proxy.learner.follower.snapshot()
             trimmed = w.proxy.writer.submit(lambda store: store.trim_changes(store.last_change() + 1))
             await asyncio.wrap_future(trimmed)  # what the states hold can be learned from nothing else
             await teach(w, 10, 1.0)
         before = await learned(w)
         await w.proxy.read(lambda store: store.backup(tmp_path / "copy.db"))
         await teach(w, 20, 0.0)
-        await w.proxy.learner.snapshot()
+        await w.proxy.learner.follower.snapshot()
         assert await learned(w) != before
         restore_store(w.proxy.settings.store.url, tmp_path / "copy.db")
         after = await learned(w)
         same(before, after)
         await teach(w, 40, 0.0)
         changed = await learned(w)
-        await w.proxy.learner.snapshot()
+        await w.proxy.learner.follower.snapshot()
     async with world(tmp_path) as w:  # and so in the next life
         same(changed, await learned(w))
 
@@ -361,11 +361,11 @@ async def test_a_restore_between_two_looks_at_the_feed_is_noticed(tmp_path: Path
         await w.proxy.read(lambda store: store.backup(tmp_path / "copy.db"))
         await w.teach("What is the capital of Spain?", "Madrid")
         learner = w.proxy.learner
-        async with learner.following:
-            learner.store = Restored(learner.store, w.proxy.settings.store.url)
+        async with learner.follower.following:
+            learner.access.store = Restored(learner.access.store, w.proxy.settings.store.url)
         await learner.catch_up()
         await learner.catch_up()
-        assert len(learner.select.retriever) == 1
+        assert len(learner.access.select.retriever) == 1
 
 
 def same(a: tuple[bytes, ...], b: tuple[bytes, ...]) -> None:

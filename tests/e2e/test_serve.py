@@ -85,7 +85,7 @@ async def test_a_stop_that_meets_a_change_of_the_store_ends(tmp_path: Path) -> N
         folder.mkdir()
         async with asyncio.timeout(10):
             async with world(folder) as w:
-                w.proxy.learner.kicked.set()
+                w.proxy.learner.follower.kicked.set()
                 for _ in range(hops):
                     await asyncio.sleep(0)
                 w.proxy.following.cancel()

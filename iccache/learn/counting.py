@@ -1,0 +1,83 @@
+"""What an answer leaves in the metrics."""
+
+from __future__ import annotations
+
+import logging
+
+from iccache import config
+from iccache.errors import StoreError
+from iccache.learn.access import InForce
+from iccache.learn.spending import Spending
+from iccache.metrics import Metrics
+from iccache.price import cost
+from iccache.types import DecisionKind, Exchange, Reason, Usage
+from router.types import Decision
+
+log = logging.getLogger(__name__)
+
+QUALITY_MEMORY = 0.05  # weight of the newest in the moving average that is exported
+
+
+class Counting:
+    """Requests, tokens, money and quality, counted once each."""
+
+    def __init__(self, in_force: InForce, metrics: Metrics, spending: Spending) -> None:
+        self.in_force = in_force
+        self.metrics = metrics
+        self.spending = spending
+        self._quality: dict[str, float] = {}
+
+    def exchange(self, exchange: Exchange) -> None:
+        m, backend = self.metrics, exchange.backend
+        m.requests.labels(backend, exchange.decision.value, str(exchange.status)).inc()
+        m.request_seconds.labels(backend).observe(exchange.latency_s)
+        if exchange.first_byte_s is not None:
+            m.first_byte_seconds.labels(backend).observe(exchange.first_byte_s)
+        m.overhead_seconds.observe(exchange.overhead_s)
+        if exchange.decision is DecisionKind.BYPASS and exchange.reason is not None:
+            m.bypass.labels(exchange.reason.value).inc()
+        if backend in self.in_force.directory.students:
+            m.examples_shown.observe(len(exchange.shown))
+        self._spend(exchange.tenant, backend, exchange.usage, exchange.cost_usd)
+        if exchange.offloaded:
+            m.saved_usd.inc(self._saved(exchange))
+
+    def decision(self, decision: Decision) -> None:
+        for name, bias in zip(decision.names, decision.load_bias, strict=True):
+            self.metrics.load_bias.labels(name).set(float(bias))
+
+    def passed(
+        self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage
+    ) -> None:
+        """A request that was passed through without being read. It is not recorded, but it counts and it costs."""
+        self.metrics.requests.labels(backend.name, decision.value, str(status)).inc()
+        if decision is DecisionKind.BYPASS:
+            self.metrics.bypass.labels(reason.value).inc()
+        self._spend(tenant, backend.name, usage, cost(backend, usage))
+
+    def quality(self, backend: str, quality: float) -> None:
+        before = self._quality.get(backend, quality)
+        self._quality[backend] = before + QUALITY_MEMORY * (quality - before)
+        self.metrics.quality.labels(backend).set(self._quality[backend])
+
+    def full(self) -> None:
+        """An exchange that is not recorded because the store is larger than it may be."""
+        self.metrics.dropped.labels("max_bytes").inc()
+
+    def dropped(self, exc: StoreError, request_id: str) -> None:
+        self.metrics.dropped.labels("store").inc()
+        log.error("%s is not recorded: %s", request_id, exc)
+
+    def _spend(self, tenant: str, backend: str, usage: Usage, cost_usd: float) -> None:
+        for kind, count in (("input", usage.input), ("output", usage.output), ("example", usage.example)):
+            self.metrics.tokens.labels(backend, kind).inc(count)
+        self.metrics.cost_usd.labels(backend).inc(cost_usd)
+        self.spending.add(tenant, cost_usd)
+
+    def _saved(self, exchange: Exchange) -> float:
+        """What the dearest backend would have cost for the same request and answer, less what was paid."""
+        dearest = self.in_force.directory.by_price[-1]
+        plain = exchange.usage.input - exchange.usage.example
+        return (
+            plain * dearest.usd_per_million_input_tokens + exchange.usage.output * dearest.usd_per_million_output_tokens
+        ) / 1e6 - exchange.cost_usd

@@ -1,0 +1,182 @@
+"""The store's changes, applied: index, router, utility model and exported quality follow them.
+
+What this process knows, it has read back from the store, as every other process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iccache.errors import StoreError
+from iccache.examples.store import ExampleStore
+from iccache.examples.utility import NAMES, UtilityModel
+from iccache.learn.access import Access, InForce
+from iccache.learn.counting import Counting
+from iccache.types import Change, ChangeKind
+
+log = logging.getLogger(__name__)
+
+ROUTER_STATE = "router"
+UTILITY_STATE = "utility"
+FOLLOW_EVERY_S = 0.2
+FOLLOW_AGAIN_S = 1.0  # after a failure
+SNAPSHOT_EVERY = 100  # learned outcomes
+CHANGES_AT_ONCE = 1000
+
+
+class Outcome(NamedTuple):
+    """A quality that became known, with what is needed to learn from it."""
+
+    backend: str
+    examples: int  # that were shown for it
+    features: NDArray[np.float64] | None
+    old: float | None
+    new: float | None
+
+
+class News(NamedTuple):
+    """What the store's changes say."""
+
+    cursor: int  # of the last change it includes
+    outcomes: Sequence[Outcome]
+    begin: tuple[bytes, bytes] | None = None  # forget what was learned: states of router and utility to go on from
+
+
+class Follower:
+    """Where this process stands in the store's history, and what it has learned up to there."""
+
+    def __init__(self, in_force: InForce, access: Access, utility: UtilityModel, counting: Counting) -> None:
+        self.in_force = in_force
+        self.access = access
+        self.utility = utility
+        self.counting = counting
+        self.unlearned = in_force.router.state(), utility.state()
+        self.cursor = 0
+        self.learned_since_snapshot = 0
+        self.kicked = asyncio.Event()
+        self.following = asyncio.Lock()
+
+    async def load(self) -> None:
+        """What other lives of this store have learned."""
+        states = await self.access.read(lambda store: (store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)))
+        if states[0] is not None and states[1] is not None and states[0][0] == states[1][0]:
+            try:
+                self.in_force.router.restore(states[0][1])
+                self.utility.restore(states[1][1])
+                self.cursor = states[0][0]
+            except ValueError as exc:
+                log.warning("the kept statistics cannot be used, learning from the whole history again: %s", exc)
+
+    async def follow(self, upkeep: Callable[[], Awaitable[None]]) -> None:
+        """Apply the store's changes as they come, and do the `upkeep` after each turn, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it may swallow being cancelled
+                async with asyncio.timeout(FOLLOW_EVERY_S):
+                    await self.kicked.wait()
+            self.kicked.clear()
+            try:
+                await self.catch_up()
+                await upkeep()
+            except StoreError as exc:
+                log.warning("the store cannot be followed: %s", exc)
+                await asyncio.sleep(FOLLOW_AGAIN_S)
+            except Exception:  # whatever it is: a process that no longer follows would be wrong from then on
+                log.exception("the store's changes could not be applied")
+                await asyncio.sleep(FOLLOW_AGAIN_S)
+
+    async def catch_up(self) -> None:
+        """Everything up to the newest change is applied when it returns."""
+        async with self.following:
+            while True:
+                news = await self.access.select.thread.run(lambda: self._read_changes(self.cursor))
+                if news.begin is not None:
+                    self._restore(*news.begin)
+                for outcome in news.outcomes:
+                    self._learn(outcome)
+                if news.cursor == self.cursor:
+                    break
+                self.cursor = news.cursor
+            if self.learned_since_snapshot >= SNAPSHOT_EVERY:
+                await self.snapshot()
+
+    async def snapshot(self) -> None:
+        """Keep the statistics of router and utility model, so that a new process need not read the whole history."""
+        cursor = self.cursor
+        states = {ROUTER_STATE: self.in_force.router.state(), UTILITY_STATE: self.utility.state()}
+        self.learned_since_snapshot = 0
+
+        def write(store: ExampleStore) -> None:
+            for name, state in states.items():
+                store.save_state(name, cursor, state)
+
+        try:
+            await self.access.write(write)
+        except StoreError as exc:
+            log.warning("the statistics could not be kept: %s", exc)
+
+    def _read_changes(self, cursor: int) -> News:
+        """In the thread that owns the index: bring it up to date, and look up what became known."""
+        store = self.access.store
+        changes = store.changes(cursor, CHANGES_AT_ONCE)
+        if cursor < store.oldest_change() - 1:  # looked at last: what came before may be of another content
+            return self._rebuild(cursor)
+        if not changes:
+            return News(cursor, [])
+        self.access.select.retriever.apply([c for c in changes if c.kind is ChangeKind.EXAMPLE])
+        outcomes = [o for c in changes if c.kind is ChangeKind.QUALITY and (o := _outcome(store, c))]
+        return News(changes[-1].seq, outcomes)
+
+    def _rebuild(self, cursor: int) -> News:
+        """Changes are missing: they were trimmed before this process saw them, or a backup took the store's place."""
+        store = self.access.store
+        newest, restored, oldest = store.last_change(), store.restored_at(), store.oldest_change()
+        router, utility = store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)
+        self.access.select.retriever.load()
+        if cursor >= restored:
+            return News(newest, [])
+        log.warning("the store was restored from a backup: beginning anew with what it holds")
+        if router is None or utility is None or router[0] != utility[0] or router[0] < restored:
+            return News(oldest - 1, [], self.unlearned)
+        return News(max(router[0], oldest - 1), [], (router[1], utility[1]))
+
+    def _restore(self, router: bytes, utility: bytes) -> None:
+        try:
+            self.in_force.router.restore(router)
+            self.utility.restore(utility)
+        except ValueError as exc:
+            log.warning("the restored statistics cannot be used, going on with those there are: %s", exc)
+        self.learned_since_snapshot = 0
+
+    def _learn(self, outcome: Outcome) -> None:
+        """Router, utility model and the exported quality take in one outcome. A replaced one is taken back first."""
+        if outcome.new is None:
+            return
+        self.counting.quality(outcome.backend, outcome.new)
+        if outcome.examples:
+            old = [] if outcome.old is None else [outcome.old]
+            rows = np.zeros((1 + len(old), len(NAMES)))
+            self.utility.partial_fit(
+                rows, [outcome.new, *old], sample_weight=[1.0, *(-1.0 for _ in old)], student=outcome.backend
+            )
+        if outcome.features is None:
+            return
+        try:
+            self.in_force.router.learn(outcome.backend, outcome.features, outcome.new, outcome.old)
+        except ValueError as exc:
+            log.warning("an outcome of %s cannot be learned from: %s", outcome.backend, exc)
+            return
+        self.learned_since_snapshot += 1
+
+
+def _outcome(store: ExampleStore, change: Change) -> Outcome | None:
+    exchange = store.exchange(change.key)
+    if exchange is None:
+        return None
+    return Outcome(exchange.backend, len(exchange.shown), exchange.features, change.old, change.new)

@@ -1,0 +1,74 @@
+"""What is due now and then: the size of the store, spending, examples that another model embedded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from iccache.examples.store import ExampleStore
+from iccache.learn.access import Access, InForce
+from iccache.learn.follow import Follower
+from iccache.learn.record import Recorder
+from iccache.learn.spending import Spending
+
+log = logging.getLogger(__name__)
+
+UPKEEP_EVERY_S = 5.0
+REEMBEDDED_AT_ONCE = 16
+
+
+class Upkeep:
+    """Called at every turn of the follower; does what is due."""
+
+    def __init__(
+        self,
+        in_force: InForce,
+        access: Access,
+        recorder: Recorder,
+        spending: Spending,
+        follower: Follower,
+        wall: Callable[[], float],
+    ) -> None:
+        self.in_force = in_force
+        self.access = access
+        self.recorder = recorder
+        self.spending = spending
+        self.follower = follower
+        self.wall = wall
+        self.looked_after = 0.0
+
+    async def __call__(self) -> None:
+        now = self.wall()
+        if abs(now - self.looked_after) >= UPKEEP_EVERY_S:
+            self.looked_after = now
+            await self._measure_store()
+            await self.spending.reload()
+            if self.follower.learned_since_snapshot:
+                await self.follower.snapshot()
+        await self._reembed()
+
+    async def _measure_store(self) -> None:
+        limit = self.in_force.directory.settings.store.max_bytes
+        if not limit:
+            self.recorder.full = False
+            return
+        parts = await self.access.read(lambda store: store.size_bytes())
+        full = sum(parts.values()) > limit
+        if full and not self.recorder.full:
+            log.warning("the store is larger than store.max_bytes = %d: nothing is recorded until it shrinks", limit)
+        self.recorder.full = full
+
+    async def _reembed(self) -> None:
+        """A few of the examples that were embedded by another model; the rest at the next turns."""
+        select = self.access.select
+        rows = await select.thread.run(lambda: select.retriever.reembed(REEMBEDDED_AT_ONCE))
+        if not rows:
+            return
+        identity = select.retriever.embedder.identity
+
+        def write(store: ExampleStore) -> None:
+            for id, vector in rows:
+                store.update_example(id, embedding=vector, embedder=identity)
+
+        await self.access.write(write)
+        self.follower.kicked.set()
