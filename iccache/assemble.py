@@ -115,7 +115,8 @@ class Proxy:
         self.loaded = True
 
     def _open_store(self) -> ExampleStore:
-        return open_store(self.settings.store.url, decay_per_hour=self.settings.cache.decay_per_hour)
+        store, cache = self.settings.store, self.settings.cache
+        return open_store(store.url, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
 
     def _retriever(self) -> Retriever:
         """With its own reading connection, in the thread that calls this."""

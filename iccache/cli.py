@@ -259,6 +259,40 @@ def delete(path: Path | None, as_json: bool, tenant: str | None, dry_run: bool, 
 @examples.command()
 @config_option
 @json_option
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def hold(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
+    """Keep examples, and what was derived from them, from being shown, until they are released."""
+    from iccache.types import Hold
+
+    with _writing(config.load(path)) as store:
+        found = {e.id for e in store.examples(ids)}
+        held = store.hold(ids, Hold.SUSPECT)
+    if as_json:
+        _print_json({"held": held, "missing": sorted(set(ids) - found)})
+    else:
+        click.echo(f"{len(held)} examples held")
+    _require_all(ids, found)
+
+
+@examples.command()
+@config_option
+@json_option
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def release(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
+    """Let held examples be shown. Exit code 1 when one of them is not there; the others are released."""
+    with _writing(config.load(path)) as store:
+        found = {e.id for e in store.examples(ids)}
+        released = store.release(ids)
+    if as_json:
+        _print_json({"released": released, "missing": sorted(set(ids) - found)})
+    else:
+        click.echo(f"{len(released)} examples released")
+    _require_all(ids, found)
+
+
+@examples.command()
+@config_option
+@json_option
 @click.option("--tenant", metavar="T", required=True, help="Whose.")
 @subject_option
 @click.option("--dry-run", is_flag=True, help="Say what would be erased, and erase nothing.")
@@ -370,7 +404,8 @@ def _reading_tools(settings: config.Config) -> tuple[Any, Any, Any]:
 def _open(settings: config.Config) -> ExampleStore:
     from iccache.examples.store import open_store
 
-    return open_store(settings.store.url, decay_per_hour=settings.cache.decay_per_hour)
+    cache = settings.cache
+    return open_store(settings.store.url, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
 
 
 @contextmanager

@@ -191,6 +191,9 @@ class Cache(Section, frozen=True):
     admit: Annotated[Literal["teacher", "none"], say("Whose answers become examples: the teachers', or nobody's.")] = (
         "teacher"
     )
+    quality_floor: Annotated[
+        Share, say("An example whose own answer is known to be worse than this is kept for replay, and not shown.")
+    ] = 0.3
     reuse: Annotated[Literal["off", "exact"], say("Whether an identical request may be answered from the record.")] = (
         "off"
     )

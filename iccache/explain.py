@@ -69,13 +69,13 @@ def show(record: dict[str, Any]) -> None:
 
 def list_examples(examples: Sequence[Example]) -> None:
     """One line each on the terminal."""
-    table = Table("id", "tenant", "subject", "at", "backend", "uses", "quality", "request")
+    table = Table("id", "tenant", "subject", "at", "backend", "uses", "quality", "held", "request")
     for e in examples:
         at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(e.at))
         quality = "" if e.stats.own_quality is None else f"{e.stats.own_quality:.2f}"
         asked = " ".join(e.request.split())
-        cells = (e.id, e.tenant, e.subject or "", at, e.backend, str(e.stats.uses), quality, asked[:REQUEST_CHARS])
-        table.add_row(*map(escape, cells))
+        cells = (e.id, e.tenant, e.subject or "", at, e.backend, str(e.stats.uses), quality, e.held or "")
+        table.add_row(*map(escape, (*cells, asked[:REQUEST_CHARS])))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 

@@ -53,6 +53,14 @@ class Reason(StrEnum):
     RETRY_AFTER = "retry_after"  # it asked to be left alone for a while
 
 
+class Hold(StrEnum):
+    """Why an example is kept but not shown. A closed list."""
+
+    QUARANTINE = "quarantine"  # its tenant wants evidence first (`tenants.quarantine`)
+    BAD = "bad"  # its answer is known to be poor (`cache.quality_floor`)
+    SUSPECT = "suspect"  # answers got worse since it is shown, or what it was made from is suspect
+
+
 class Example(NamedTuple):
     """A past exchange kept for showing."""
 
@@ -70,6 +78,7 @@ class Example(NamedTuple):
     embedding: Vector
     tokens: int  # of request and answer together
     stats: ExampleStats
+    held: Hold | None = None  # why it is not shown; None: it may be
 
 
 class ExampleStats(NamedTuple):
@@ -83,6 +92,7 @@ class ExampleStats(NamedTuple):
     gain: float = 0.0  # EMA of G = (1 - quality) * relative cost
     own_quality: float | None = None  # quality of its own answer, from feedback on its own exchange or a judge
     replays: int = 0
+    confirmations: int = 0  # agreeing answers less contradicting ones, since its answer is what it is
 
 
 class Query(NamedTuple):

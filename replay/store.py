@@ -178,4 +178,5 @@ class ReplayStore(SqliteStore):
 def open_replay_store(settings: config.Config) -> ReplayStore:
     """The configured store, made or migrated where needed. Raises StoreVersionError, StoreError."""
     path = Path(settings.store.url.removeprefix(SQLITE))
-    return ReplayStore(path, decay_per_hour=settings.cache.decay_per_hour)
+    cache = settings.cache
+    return ReplayStore(path, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)

@@ -16,13 +16,15 @@ from iccache.examples.store import ExampleStore
 
 
 def export(store: ExampleStore, path: Path | None, tenant: str | None, subject: str | None) -> tuple[int, int]:
-    """How many lines and bytes were written to `path`; None: standard output.
+    """How many lines and bytes were written to `path`; None: standard output. What is held stays here.
 
     A file there is replaced when the new one is whole. A name that ends in .gz is compressed.
     """
     count = size = 0
     with _written(path) as out:
         for example in store.each_example(tenant, subject):
+            if example.held is not None:
+                continue
             line = lines.write(example)
             out.write(line)
             count, size = count + 1, size + len(line)

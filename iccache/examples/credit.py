@@ -23,6 +23,7 @@ from iccache.types import ExampleStats
 SOURCE_WEIGHTS = {"user": 1.0, "check": 0.7, "judge": 0.5}
 OTHER_WEIGHT = 0.5  # of a source that is not listed
 GOOD_ENOUGH = 0.5  # least quality of a successful offload
+QUALITY_FLOOR = 0.3  # below it an answer is known to be poor
 DECAY_PER_HOUR = 0.9
 GAIN_STEP = 0.2  # weight of the newest answer in the EMA of gain
 HOUR_S = 3600.0

@@ -171,6 +171,40 @@ def reuse(db: Database) -> None:
     db.execute("CREATE INDEX reusable_request ON reusable (request_id)")
 
 
+@steps(name="0003_standing")
+def standing(db: Database) -> None:
+    """What is kept back, who confirmed what, and what was made from what."""
+    db.execute("ALTER TABLE examples ADD COLUMN held TEXT")
+    db.execute("CREATE INDEX examples_held ON examples (tenant, held, at) WHERE held IS NOT NULL")
+    db.execute("ALTER TABLE example_stats ADD COLUMN confirmations INTEGER NOT NULL DEFAULT 0")
+    db.execute("DROP VIEW full_examples")
+    db.execute(
+        "CREATE VIEW full_examples AS SELECT e.*, s.* FROM examples e JOIN example_stats s ON s.example_id = e.id"
+    )
+    db.execute(
+        """
+        CREATE TABLE witnesses (                 -- exchanges whose answer agreed with an example's
+            example_id TEXT NOT NULL REFERENCES examples (id) ON DELETE CASCADE,
+            request_id TEXT NOT NULL,
+            subject TEXT,
+            at REAL NOT NULL,
+            PRIMARY KEY (example_id, request_id)
+        ) WITHOUT ROWID
+        """
+    )
+    db.execute("CREATE INDEX witnesses_request ON witnesses (request_id)")
+    db.execute(
+        """
+        CREATE TABLE derivations (               -- examples that were made from others
+            derived_id TEXT NOT NULL REFERENCES examples (id) ON DELETE CASCADE,
+            source_id TEXT NOT NULL,
+            PRIMARY KEY (derived_id, source_id)
+        ) WITHOUT ROWID
+        """
+    )
+    db.execute("CREATE INDEX derivations_source ON derivations (source_id)")
+
+
 def newest(migrations: Migrations = steps) -> int:
     """The number of the schema that this version writes."""
     return max(_number(migration.name) for migration in migrations._migrations)

@@ -78,7 +78,7 @@ class Retriever:
         present = {example.id: example for example in self.store.examples(ids)}
         for id in ids:
             example = present.get(id)
-            if example is None:
+            if example is None or example.held is not None:
                 self._forget(id)
             elif not self._comparable(example):
                 self._forget(id)
@@ -132,7 +132,7 @@ class Retriever:
         hits = [self._search(search) for search in searches]
         ids = {id: None for hit in hits for id in hit}
         examples = {example.id: example for example in self.store.examples(list(ids))}
-        usable = {id for id, example in examples.items() if self._comparable(example) and not self._old(example, now)}
+        usable = {e.id for e in examples.values() if e.held is None and self._comparable(e) and not self._old(e, now)}
         for id in ids:
             if id not in usable:
                 self._forget(id)

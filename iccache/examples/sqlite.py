@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sqlite_utils import Database
 
 from iccache.errors import StoreError
-from iccache.examples import credit, migrations
+from iccache.examples import credit, migrations, standing
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
 from iccache.types import (
     BackendScore,
@@ -38,6 +38,7 @@ from iccache.types import (
     ExampleStats,
     Exchange,
     Feedback,
+    Hold,
     Kept,
     Reason,
     Usage,
@@ -70,12 +71,14 @@ class SqliteStore:
         *,
         read_only: bool = False,
         decay_per_hour: float = credit.DECAY_PER_HOUR,
+        quality_floor: float = credit.QUALITY_FLOOR,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._memory = isinstance(path, str) and path.startswith((MEMORY, MEMORY_URI))
         self.path: Path | str = _memory_name(str(path)) if self._memory else Path(path).absolute()
         self.read_only = read_only
         self._decay_per_hour = decay_per_hour
+        self._quality_floor = quality_floor
         self._clock = clock
         self._depth = 0  # of transactions
         self._erased = False  # the log may still hold what was deleted
@@ -85,7 +88,13 @@ class SqliteStore:
         self._identity = _file_identity(self.path) if isinstance(self.path, Path) else None
 
     def reader(self) -> SqliteStore:
-        return SqliteStore(self.path, read_only=True, decay_per_hour=self._decay_per_hour, clock=self._clock)
+        return SqliteStore(
+            self.path,
+            read_only=True,
+            decay_per_hour=self._decay_per_hour,
+            quality_floor=self._quality_floor,
+            clock=self._clock,
+        )
 
     def close(self) -> None:
         with self._translated():
@@ -259,11 +268,14 @@ class SqliteStore:
         if quality == before.quality:
             return
         self._write("UPDATE exchanges SET quality = ? WHERE request_id = ?", [quality, request_id])
+        judged = [row["id"] for row in self._rows(standing.ANSWERED_BY, [request_id, request_id])]
         self._write(
-            "UPDATE example_stats SET own_quality = ?"
-            " WHERE example_id IN (SELECT id FROM examples WHERE request_id = ? AND original)",
-            [quality, request_id],
+            "UPDATE example_stats SET own_quality = ? WHERE example_id IN (SELECT value FROM json_each(?))",
+            [quality, _json(judged)],
         )
+        checked = any(f.source != "user" and f.score is not None for f in self.feedback(request_id))
+        for id in judged:
+            self._stand(id, checked)
         self._credit(request_id, before, before._replace(quality=quality))
         self._append(ChangeKind.QUALITY, request_id, before.quality, quality)
 
@@ -361,21 +373,30 @@ class SqliteStore:
             original = example.backend != DEMONSTRATION
             digest = _digest(example.system, example.request)
             old = self._row(
-                "SELECT id, original FROM examples WHERE tenant = ? AND digest = ?", [example.tenant, digest]
+                "SELECT id, original, subject, answer, own_quality, confirmations, held FROM full_examples"
+                " WHERE tenant = ? AND digest = ?",
+                [example.tenant, digest],
             )
             if old is None:
                 id = example.id
+                example = example._replace(held=standing.hold_at_first(example, self._quality_floor))
                 self._write(INSERT_EXAMPLE, _example_row(example, digest, original))
                 self._write(INSERT_STATS, {"example_id": id, **example.stats._asdict()})
-            elif original and not old["original"]:
-                id = old["id"]
-                self._write("UPDATE examples SET at = max(at, ?) WHERE id = ?", [example.at, id])
-            else:
-                id = old["id"]
-                self._write(REPLACE_EXAMPLE, _example_row(example, digest, original) | {"id": id})
-                self._write(
-                    "UPDATE example_stats SET own_quality = ? WHERE example_id = ?", [example.stats.own_quality, id]
-                )
+                self._append(ChangeKind.EXAMPLE, id)
+                return id
+            id = str(old["id"])
+            match standing.meet(standing.Known(*old[1:]), example, original, self._quality_floor):
+                case standing.Meeting.CONFIRMS:
+                    self.confirm(id, example)
+                case standing.Meeting.YIELDS:
+                    self._write("UPDATE examples SET at = max(at, ?) WHERE id = ?", [example.at, id])
+                case standing.Meeting.DOUBTS:
+                    self._write(standing.DOUBT, [id])
+                case standing.Meeting.REPLACES:
+                    kept = example._replace(held=standing.hold_replaced(old["held"], example, self._quality_floor))
+                    self._write(REPLACE_EXAMPLE, _example_row(kept, digest, original) | {"id": id})
+                    self._write(standing.REPLACE_STATS, [example.stats.own_quality, id])
+                    self._write("DELETE FROM witnesses WHERE example_id = ?", [id])
             self._append(ChangeKind.EXAMPLE, id)
             return id
 
@@ -420,7 +441,8 @@ class SqliteStore:
         seq = 0
         while True:
             rows = self._rows(
-                "SELECT seq, id, tenant, embedder, at, embedding FROM examples WHERE seq > ? ORDER BY seq LIMIT ?",
+                "SELECT seq, id, tenant, embedder, at, embedding FROM examples WHERE seq > ? AND held IS NULL"
+                " ORDER BY seq LIMIT ?",
                 [seq, PAGE],
             )
             for row in rows:
@@ -467,15 +489,84 @@ class SqliteStore:
                 " gain_since = CASE WHEN :gain IS NULL THEN gain_since ELSE scored END WHERE example_id = :id",
                 {"id": id, "own_quality": own_quality, "replays": replays, "gain": gain},
             )
+            if own_quality is not None:
+                better = backend != DEMONSTRATION  # which is its user's word
+                self._stand(id, checked=better, renewed=better and answer is not None)
             if answer is not None or embedding is not None:
                 self._append(ChangeKind.EXAMPLE, id)
             return True
 
-    def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
+    # whether an example is shown
+
+    def confirm(self, id: str, witness: Example) -> None:
+        with self.transaction():
+            row = self._row("SELECT subject FROM examples WHERE id = ?", [id])
+            if row is None:
+                return
+            known = self._rows("SELECT subject FROM witnesses WHERE example_id = ?", [id])
+            counts = standing.counts(witness.subject, row["subject"], {r["subject"] for r in known})
+            self._write(
+                "INSERT OR REPLACE INTO witnesses (example_id, request_id, subject, at) VALUES (?, ?, ?, ?)",
+                [id, witness.request_id, witness.subject, witness.at],
+            )
+            self._write(standing.FORGET_WITNESSES, [id, id, standing.WITNESSES_KEPT])
+            self._write("UPDATE examples SET at = max(at, ?) WHERE id = ?", [witness.at, id])
+            self._write(
+                "UPDATE example_stats SET confirmations = confirmations + ?, own_quality = coalesce(?, own_quality)"
+                " WHERE example_id = ?",
+                [int(counts), witness.stats.own_quality, id],
+            )
+            self._stand(id, checked=False)
+            self._append(ChangeKind.EXAMPLE, id)
+
+    def hold(self, ids: Sequence[str], reason: Hold) -> list[str]:
+        with self.transaction():
+            rows = self._rows(standing.WITH_DERIVED, [_json(list(ids))])
+            held = [row["id"] for row in rows if row["held"] is None]
+            for id in held:
+                self._set_hold(id, reason)
+            return held
+
+    def release(self, ids: Sequence[str]) -> list[str]:
         with self.transaction():
             rows = self._rows(
-                "SELECT id, request_id FROM examples WHERE id IN (SELECT value FROM json_each(?))", [_json(list(ids))]
+                "SELECT id FROM examples WHERE held IS NOT NULL AND id IN (SELECT value FROM json_each(?))",
+                [_json(list(ids))],
             )
+            for row in rows:
+                self._set_hold(row["id"], None)
+            return [row["id"] for row in rows]
+
+    def derive(self, id: str, sources: Sequence[str]) -> None:
+        with self.transaction():
+            for source in sources:
+                self._write("INSERT OR IGNORE INTO derivations (derived_id, source_id) VALUES (?, ?)", [id, source])
+
+    def held_near(self, tenant: str, vector: Vector, embedder: str, k: int) -> list[tuple[str, float]]:
+        rows = self._rows(standing.NEWEST_HELD, [tenant, embedder, standing.HELD_SEARCHED])
+        vectors = [(row["id"], _vector(row["embedding"])) for row in rows]
+        near = [(id, float(v @ vector)) for id, v in vectors if v.shape == vector.shape]
+        return sorted(near, key=lambda pair: -pair[1])[:k]
+
+    def _stand(self, id: str, checked: bool, renewed: bool = False) -> None:
+        """Hold or release an example by what is known of it now. `checked`: by more than its user's word."""
+        row = self._row("SELECT held, own_quality, confirmations FROM full_examples WHERE id = ?", [id])
+        if row is None:
+            return
+        before = None if row["held"] is None else Hold(row["held"])
+        facts = standing.Facts(row["own_quality"], row["confirmations"], checked, renewed)
+        after = standing.hold_after(before, facts, self._quality_floor)
+        if after is not before:
+            self._set_hold(id, after)
+
+    def _set_hold(self, id: str, reason: Hold | None) -> None:
+        self._write("UPDATE examples SET held = ? WHERE id = ?", [None if reason is None else reason.value, id])
+        self._append(ChangeKind.EXAMPLE, id)
+
+    def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
+        with self.transaction():
+            found = standing.THEMSELVES if keep_exchanges else standing.WITH_DERIVED
+            rows = self._rows(found, [_json(list(ids))])
             if rows and not keep_exchanges:
                 self._erase_text([row["request_id"] for row in rows])
             self._write(
@@ -528,6 +619,7 @@ class SqliteStore:
             "UPDATE feedback SET demonstration = NULL WHERE request_id IN (SELECT value FROM json_each(?))", ids
         )
         self._write("DELETE FROM reusable WHERE request_id IN (SELECT value FROM json_each(?))", ids)
+        self._write("DELETE FROM witnesses WHERE request_id IN (SELECT value FROM json_each(?))", ids)
         self._erased = self._erased or bool(request_ids)
 
     # the feed of changes, and what followers keep
@@ -756,7 +848,7 @@ EXCHANGE_COLUMNS = (
 )
 EXAMPLE_COLUMNS = (
     *("id", "tenant", "subject", "request_id", "at", "dialect", "backend", "digest", "original", "tokens"),
-    *("text_bytes", "embedding_bytes", "embedder", "embedding", "system", "request", "answer"),
+    *("text_bytes", "embedding_bytes", "embedder", "embedding", "system", "request", "answer", "held"),
 )
 STATS_COLUMNS = ExampleStats._fields
 
@@ -918,6 +1010,7 @@ def _example_row(example: Example, digest: bytes, original: bool) -> dict[str, A
         "system": example.system,
         "request": example.request,
         "answer": example.answer,
+        "held": None if example.held is None else example.held.value,
     }
 
 
@@ -937,6 +1030,7 @@ def _example(row: sqlite3.Row) -> Example:
         embedding=_vector(row["embedding"]),
         tokens=row["tokens"],
         stats=_stats(row),
+        held=None if row["held"] is None else Hold(row["held"]),
     )
 
 

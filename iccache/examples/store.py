@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from iccache.errors import ConfigError
-from iccache.examples.credit import DECAY_PER_HOUR
+from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
-from iccache.types import Change, Daily, Example, Exchange, Feedback, Kept, Vector
+from iccache.types import Change, Daily, Example, Exchange, Feedback, Hold, Kept, Vector
 
 SQLITE = "sqlite:///"
 
@@ -103,10 +103,32 @@ class ExampleStore(Protocol):
         """Add an example and return its id; appends an EXAMPLE change.
 
         A duplicate (same tenant, system prompt and request text, whatever the dialect) keeps the id and the statistics
-        of the one there is, and takes the new answer and provenance, with that answer's own quality. An answer put
+        of the one there is. An answer that agrees confirms it (see `confirm`). One that does not takes its place, with
+        its provenance and own quality, unless the old one has confirmations left, of which it takes one: an answer
+        stays while more writers gave it than contradicted it. An answer known to be poor goes at once. An answer put
         there by a demonstration or by replay is better than a routine one: it stays, and only `at` moves on.
         A demonstration given for `example.request_id` before takes the place of the answer.
         """
+
+    def confirm(self, id: str, witness: Example) -> None:
+        """Another exchange, as the example it would be, has the same answer: example `id` is as fresh as that one.
+
+        It counts as a confirmation when its writer is somebody else, once for each; writers without a subject cannot
+        be told apart, and each of theirs counts. What is in quarantine is released by standing.ENOUGH of them.
+        Feedback on the witness is feedback on the example's answer from now on. Appends an EXAMPLE change.
+        """
+
+    def hold(self, ids: Sequence[str], reason: Hold) -> list[str]:
+        """Keep examples, and what was derived from them, from being shown; returns those not held before."""
+
+    def release(self, ids: Sequence[str]) -> list[str]:
+        """Let held examples be shown; returns those that were held."""
+
+    def derive(self, id: str, sources: Sequence[str]) -> None:
+        """Example `id` was made from these: it is held and deleted with any of them."""
+
+    def held_near(self, tenant: str, vector: Vector, embedder: str, k: int) -> list[tuple[str, float]]:
+        """(id, cosine) of at most `k` examples in quarantine, best first, among the newest standing.HELD_SEARCHED."""
 
     def examples(self, ids: Sequence[str]) -> list[Example]:
         """The examples that exist, with their statistics as of now, in the order asked. One SELECT."""
@@ -129,7 +151,7 @@ class ExampleStore(Protocol):
         """How many examples there are."""
 
     def embeddings(self) -> Iterator[tuple[str, str, str, float, Vector]]:
-        """(id, tenant, embedder, at, embedding) of every example, in constant memory.
+        """(id, tenant, embedder, at, embedding) of every example that is not held, in constant memory.
 
         Not one snapshot: read `last_change` first, then this, then follow `changes` from there.
         """
@@ -156,7 +178,8 @@ class ExampleStore(Protocol):
         """
 
     def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
-        """Delete text, embedding and statistics, and the text of the exchanges they came from; returns how many.
+        """Delete text, embedding and statistics, and the text of the exchanges they came from; returns how many, with
+        those that were derived from them, which go too.
 
         `keep_exchanges` (for eviction, which saves space and hides nothing) leaves the exchanges' text. Freed bytes
         are overwritten in the file, and the log is emptied after the commit (see `checkpoint`). Appends changes.
@@ -238,14 +261,17 @@ class ExampleStore(Protocol):
         """Close this connection."""
 
 
-def open_store(url: str, *, decay_per_hour: float = DECAY_PER_HOUR) -> ExampleStore:
+def open_store(
+    url: str, *, decay_per_hour: float = DECAY_PER_HOUR, quality_floor: float = QUALITY_FLOOR
+) -> ExampleStore:
     """The store at `url`, made or migrated where needed.
 
     sqlite:///relative/path, sqlite:////absolute/path, or sqlite:///:memory: (a new, empty one that ends with its last
     connection). Raises ConfigError for another kind of url, StoreVersionError for a newer version's store, StoreError.
     """
     name = _name(url)
-    return SqliteStore(MEMORY if name == MEMORY else Path(name), decay_per_hour=decay_per_hour)
+    path = MEMORY if name == MEMORY else Path(name)
+    return SqliteStore(path, decay_per_hour=decay_per_hour, quality_floor=quality_floor)
 
 
 def restore_store(url: str, backup: Path, *, keep: bool = True) -> Path | None:

@@ -218,6 +218,20 @@ async def test_examples_are_listed_shown_and_deleted_beside_a_live_proxy(tmp_pat
         assert b"Madrid" not in b"".join(p.read_bytes() for p in tmp_path.glob("ic.db*"))
 
 
+async def test_a_held_example_is_not_shown_until_it_is_released(tmp_path: Path) -> None:
+    async with served(tmp_path) as s:
+        await s.teach("What is the capital of France?", "Paris")
+        (example,) = (await said(s, "examples", "list"))["examples"]
+        assert await said(s, "examples", "hold", example["id"]) == {"held": [example["id"]], "missing": []}
+        assert (await said(s, "examples", "list"))["examples"][0]["held"] == "suspect"
+        await asyncio.sleep(1)
+        assert (await s.ask("What is the capital of France?", "small")).header("examples") == "0"
+        assert (await s.run("export"))[1] == ""
+        assert "no such example: nope" in await wrong(s, 1, "examples", "release", example["id"], "nope")
+        await asyncio.sleep(1)
+        assert (await s.ask("What is the capital of France?", "small")).header("examples") == "1"
+
+
 async def test_a_purge_asks_first(tmp_path: Path) -> None:
     async with served(tmp_path) as s:
         await s.teach("What is the capital of France?", "Paris", user="bob")
