@@ -182,7 +182,7 @@ class Judge(Section, frozen=True):
 
 class Cache(Section, frozen=True):
     capacity_bytes: Annotated[
-        AtLeastOne, say("Most that examples may weigh (text, embedding, index); replay evicts down to it.", "bytes")
+        AtLeastOne, say("Most that examples may weigh (text, embedding, index); what is above is evicted.", "bytes")
     ] = 1_000_000_000
     decay_per_hour: Annotated[Share, say("What is left after an hour of an example's value.")] = 0.9
     ttl_days: Annotated[
@@ -211,6 +211,9 @@ class Replay(Section, frozen=True):
     usd_budget: Annotated[NotNegative, say("Most that one run may spend; asked before each call.", "USD")] = 1.0
     samples: Annotated[AtLeastOne, say("New answers asked for per example and round.", "answers")] = 1
     max_rounds: Annotated[AtLeastOne, say("Rounds of replay one example gets in its life.", "rounds")] = 5
+    payback_days: Annotated[
+        Positive, say("A run stops where the offloads that its rounds win do not pay for them within this.", "days")
+    ] = 30
     pause_above_load: Annotated[NotNegative, say("Replay waits while the proxy's load is above this.")] = 0.5
 
 

@@ -82,6 +82,9 @@ class Metrics:
         self.dropped = self._counter(
             "iccache_dropped", "Exchanges or examples that could not be recorded, by cause.", ["cause"]
         )
+        self.evicted = self._counter(
+            "iccache_evicted", "Examples that left the cache by themselves: expired, or for space.", ["cause"]
+        )
         self.circuit_open = self._gauge(
             "iccache_circuit_open", "1 while a backend is left alone after repeated failures.", ["backend"]
         )

@@ -110,6 +110,18 @@ class Recalled(NamedTuple):
     nearest: Sequence[tuple[Example, float]]
 
 
+class Weighed(NamedTuple):
+    """What an example weighs and what it brought: enough to evict it."""
+
+    id: str
+    at: float
+    text_bytes: int
+    embedding_bytes: int
+    credit: float
+    offloads: float
+    offloads_at: float
+
+
 class Match(NamedTuple):
     """An example considered for a request."""
 

@@ -8,20 +8,23 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from iccache import config
 from iccache.backends.client import make_session
 from iccache.backends.judge import Verdict
+from iccache.examples import eviction
 from iccache.examples.redact import Redactor
 from iccache.examples.tokens import make_tokenizer
-from replay import eviction, plan, report
+from replay import plan, report
+from replay.best import By
 from replay.calls import Caller, Pace, make_model
 from replay.job import Job, Progress, Stop
 from replay.ledger import Ledger
 from replay.load import LoadGate, load_of_proxy
+from replay.plan import Models
 from replay.prices import NUSD
 from replay.report import PlanReport, Report
 from replay.store import ReplayStore, open_replay_store
@@ -44,10 +47,68 @@ def planned(settings: config.Config, options: Options) -> PlanReport:
         return PlanReport(
             models=models,
             budget_nusd=int(settings.replay.usd_budget * NUSD),
-            candidates=plan.rank(store.records(options.tenant), settings.replay, models, options.limit),
+            candidates=plan.rank(
+                store.records(options.tenant),
+                settings.replay,
+                models,
+                options.limit,
+                now=time.time(),
+                shown=settings.selection.max_examples,
+            ),
             due=eviction.plan(store.weighed(), settings.cache, time.time()),
             capacity_bytes=settings.cache.capacity_bytes,
         )
+
+
+class Run:
+    """One invocation at work: what its steps share, and what they have to tell."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        options: Options,
+        store: ReplayStore,
+        ledger: Ledger,
+        models: Models,
+        job: Job,
+    ) -> None:
+        self.settings = settings
+        self.options = options
+        self.store = store
+        self.ledger = ledger
+        self.models = models
+        self.job = job
+        self.considered = 0
+        self.told: dict[str, Any] = {}  # by a step's name: what it adds to the report, as JSON
+
+    @property
+    def interrupted(self) -> bool:
+        return self.job.stopped is Stop.INTERRUPTED
+
+
+async def ask_again(run: Run) -> None:
+    """Replay the examples worth it, best first."""
+    candidates = plan.rank(
+        run.store.records(run.options.tenant),
+        run.settings.replay,
+        run.models,
+        run.options.limit,
+        now=time.time(),
+        shown=run.settings.selection.max_examples,
+    )
+    run.considered = len(candidates)
+    await run.job.run(candidates, min(run.options.workers, run.models.teacher.max_in_flight))
+
+
+async def evict(run: Run) -> None:
+    """Expire, evict and trim."""
+    done = eviction.upkeep(run.store, run.settings, time.time())
+    run.ledger.upkept(expired=done.expired, evicted=done.evicted, evicted_bytes=done.bytes, trimmed=done.trimmed)
+
+
+Step = Callable[[Run], Awaitable[None]]
+# In this order; after a signal no more of them is begun. A step that has something to tell puts it into `run.told`.
+STEPS: tuple[Step, ...] = (ask_again, evict)
 
 
 async def run(
@@ -55,7 +116,8 @@ async def run(
 ) -> Report:
     """One run, begun or joined. Raises ConfigError, StoreError."""
     models = plan.models(settings)
-    keys = {b.name: _key(b, os.environ if environ is None else environ) for b in models}
+    asked = (models.teacher, models.judge)
+    keys = {b.name: _key(b, os.environ if environ is None else environ) for b in asked}
     # no connection is used twice: what was sent on one that had just closed would go out, and be billed, a second time
     with closing(open_replay_store(settings)) as store:
         async with make_session(reuse=False) as session:
@@ -74,40 +136,37 @@ async def run(
                 judge=make_model(models.judge, keys[models.judge.name], session),
                 tokenizer=make_tokenizer(settings.by_price()[-1].tokenizer),
                 progress=progress,
+                pays_in_money=models.pays_in_money,
             )
             ledger.enter()
-            candidates = plan.rank(store.records(options.tenant), settings.replay, models, options.limit)
+            at_work = Run(settings, options, store, ledger, models, job)
             with _stopped_by_signals(job):
-                stopped = await job.run(candidates, min(options.workers, models.teacher.max_in_flight))
-        if stopped is not Stop.INTERRUPTED:
-            done = eviction.upkeep(store, settings, time.time())
-            ledger.upkept(expired=done.expired, evicted=done.evicted, evicted_bytes=done.bytes, trimmed=done.trimmed)
+                for step in STEPS:
+                    if not at_work.interrupted:
+                        await step(at_work)
         seconds = time.monotonic() - began
         ledger.leave(seconds)
-        return _reported(store, ledger, settings, options, job, len(candidates), seconds)
+        return _reported(at_work, seconds)
 
 
-def _reported(
-    store: ReplayStore,
-    ledger: Ledger,
-    settings: config.Config,
-    options: Options,
-    job: Job,
-    considered: int,
-    seconds: float,
-) -> Report:
+def _reported(run: Run, seconds: float) -> Report:
+    job = run.job
     assert job.stopped is not None
     return report.collect(
-        store,
-        ledger,
-        tenant=options.tenant,
+        run.store,
+        run.ledger,
+        tenant=run.options.tenant,
         seconds=seconds,
         stopped=job.stopped,
         error=job.error,
-        considered=considered,
+        considered=run.considered,
         verdicts=Counter[Verdict](job.verdicts),
-        cache=eviction.plan(store.weighed(), settings.cache, time.time()),
-        capacity_bytes=settings.cache.capacity_bytes,
+        decided=Counter[By](job.decided),
+        cut_off=job.cut_off,
+        recovered=job.recovered,
+        cache=eviction.plan(run.store.weighed(), run.settings.cache, time.time()),
+        capacity_bytes=run.settings.cache.capacity_bytes,
+        told=run.told,
     )
 
 

@@ -91,6 +91,7 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write iccache_replay_* there, for a collector of text files.",
 )
+@click.option("--push-gateway", metavar="URL", help="Send iccache_replay_* to a Prometheus push gateway.")
 def run(
     path: Path | None,
     json_to: str | None,
@@ -99,6 +100,7 @@ def run(
     workers: int,
     max_wait_s: float,
     metrics_file: Path | None,
+    push_gateway: str | None,
 ) -> None:
     """Go once over the cache, then exit. Safe beside a live proxy; a killed run is taken up where it was."""
     logging.basicConfig(level="WARNING", stream=sys.stderr, format="iccache-replay: %(message)s")
@@ -108,9 +110,11 @@ def run(
     _print(done.as_text(), done.as_json(), json_to)
     if done.stopped in FAILED:
         raise IccacheError(done.error or done.stopped.value)
-    if metrics_file is not None:
-        with closing(open_replay_store(settings)) as store:
-            report.write_whole(metrics_file, report.metrics(store, time.time()) + "\n")
+    with closing(open_replay_store(settings)) as store:
+        if metrics_file is not None:
+            report.write_whole(metrics_file, report.metrics(store, time.time()))
+        if push_gateway is not None:
+            report.push(push_gateway, store, time.time())
 
 
 @main.command()

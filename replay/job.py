@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from iccache import config
 from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict
@@ -17,7 +17,9 @@ from iccache.examples.admission import unfit
 from iccache.examples.tokens import Tokenizer
 from iccache.types import Example, Reason
 from replay import plan
+from replay.best import By, Form, agreement, form_of, normal
 from replay.calls import ANSWER, JUDGEMENT, Caller, Model, Refused, Unanswerable
+from replay.cutoff import CutOff, Round, recovered
 from replay.ledger import LEASE_S, Item, Ledger, Money, OutOfBudget, Result
 from replay.load import Overloaded
 from replay.plan import Candidate
@@ -44,6 +46,14 @@ class Stop(StrEnum):
     ERROR = "error"
 
 
+class Best(NamedTuple):
+    """The answer that stays, how much better than the old one it is held to be, and by what."""
+
+    answer: str
+    preference: float  # that it is better, in (0.5, 1]; 0.5 where the old one stays
+    by: By
+
+
 class Progress(Protocol):
     """Who wants to know how far it is."""
 
@@ -66,7 +76,9 @@ class Job:
         judge: Model,
         tokenizer: Tokenizer,
         progress: Progress,
+        pays_in_money: bool = False,
     ) -> None:
+        """`pays_in_money`: whether a good answer of a student costs less than the dearest backend's."""
         self.settings = settings
         self.store = store
         self.ledger = ledger
@@ -76,9 +88,12 @@ class Job:
         self.tokenizer = tokenizer
         self.progress = progress
         self.verdicts: Counter[Verdict] = Counter()
+        self.decided: Counter[By] = Counter()
+        self._forms: dict[tuple[str, str], Form | None] = {}  # by tenant and system prompt
         self.stopped: Stop | None = None
         self.error: str | None = None
-        self._lately: deque[bool] = deque(maxlen=plan.CUT_OFF_AFTER)  # whether each of the latest rounds improved
+        self.cut_off = CutOff(pays_in_money)
+        self.recovered = recovered(store.recoveries())
         self._misses = 0
         self._missed = False
         self._failures = 0
@@ -105,12 +120,13 @@ class Job:
 
     async def _work(self, waiting: deque[Candidate]) -> None:
         while waiting and self.stopped is None:
-            item = self.ledger.claim(waiting.popleft().id, self.settings.max_rounds)
-            result = None if item is None else await self._guarded(item)
+            candidate = waiting.popleft()
+            item = self.ledger.claim(candidate.id, self.settings.max_rounds)
+            result = None if item is None else await self._guarded(item, candidate)
             self.progress.step(result, self.ledger.money())
             await asyncio.sleep(0)  # a run that finds nothing to do still hears signals
 
-    async def _guarded(self, item: Item) -> Result | None:
+    async def _guarded(self, item: Item, candidate: Candidate) -> Result | None:
         """The result of one round; None when the item was given back undone."""
         try:
             result = await self._replay(item)
@@ -131,8 +147,9 @@ class Job:
         except (BackendError, Refused) as exc:
             return self._failed(item, exc)
         self._misses = self._failures = 0
-        self._lately.append(result is Result.IMPROVED)
-        if len(self._lately) == plan.CUT_OFF_AFTER and not any(self._lately):
+        potential = self.recovered * candidate.lost_nusd
+        self.cut_off.add(Round(result is Result.IMPROVED, potential, self.ledger.spent_on(item)))
+        if self.cut_off.reached:
             self.stop(Stop.CUT_OFF)
         return result
 
@@ -141,22 +158,61 @@ class Job:
         example = self._example(item.example_id)
         if example is None:
             return Result.OVERTAKEN
-        best, quality, usable = example.answer, example.stats.own_quality, False
-        tried = {example.answer}
+        answers = await self._answers(item, example)
+        if not answers:
+            return self._refuse(item)
+        best, preference, by = await self._best(item, example, answers)
+        quality = example.stats.own_quality
+        return self._keep(item, example, best, quality if best == example.answer else _risen(quality, preference), by)
+
+    async def _answers(self, item: Item, example: Example) -> list[str]:
+        """The usable ones of up to `samples` new answers; no more are asked for than it takes to agree."""
+        answers: list[str] = []
         for sample in range(self.settings.samples):
             answer = await self._answer(item, example, sample)
-            if unfit(example.request, answer) is not None:
-                continue
-            usable = True
-            if answer in tried:
-                continue
-            tried.add(answer)
-            preference = await self._judge(item).prefer(_question(example), answer, best)
-            if preference > 0.5:
-                best, quality = answer, _risen(quality, preference)
-        if not usable:
-            return self._refuse(item)
-        return self._keep(item, example, best, quality)
+            if unfit(example.request, answer) is None:
+                answers.append(answer)
+            if agreement(answers, self._vote(example), wanted=self.settings.samples) is not None:
+                break
+        return answers
+
+    async def _best(self, item: Item, example: Example, answers: Sequence[str]) -> Best:
+        """Of the old answer and the new ones. See best.py for the order of what decides."""
+        old, form = example.answer, self._form(example)
+        if normal(old) in {normal(a) for a in answers} and len({normal(a) for a in answers}) == 1:
+            return Best(old, 0.5, By.SAME)
+        fitting = [a for a in answers if form is None or form.met_by(a)]
+        if not fitting:
+            return Best(old, 0.5, By.CHECK)
+        agreed = agreement(fitting, self._vote(example), wanted=self.settings.samples)
+        if form is not None and not form.met_by(old):
+            return Best(fitting[0] if agreed is None else agreed.answer, 1.0, By.CHECK)
+        if agreed is not None:
+            return Best(old if normal(agreed.answer) == normal(old) else agreed.answer, agreed.share, By.AGREEMENT)
+        return await self._judged(item, example, fitting)
+
+    async def _judged(self, item: Item, example: Example, answers: Sequence[str]) -> Best:
+        """The winner of one comparison after another, beginning with the old answer."""
+        best, preference = example.answer, 0.5
+        tried = {normal(best)}
+        for answer in answers:
+            if normal(answer) not in tried:
+                tried.add(normal(answer))
+                said = await self._judge(item).prefer(_question(example), answer, best)
+                if said > 0.5:
+                    best, preference = answer, said
+        return Best(best, preference, By.JUDGE)
+
+    def _vote(self, example: Example) -> str | None:
+        """The old answer, where it is one more sample of the model that is asked."""
+        return example.answer if example.backend == self.teacher.backend.name else None
+
+    def _form(self, example: Example) -> Form | None:
+        """What the answers under the example's system prompt have in common; looked up once."""
+        whose = example.tenant, example.system
+        if whose not in self._forms:
+            self._forms[whose] = form_of(self.store.peers(*whose))
+        return self._forms[whose]
 
     async def _answer(self, item: Item, example: Example, sample: int) -> str:
         system = (Message("system", example.system),) if example.system else ()
@@ -176,12 +232,13 @@ class Job:
 
         return BackendJudge(ask, self.verdicts)
 
-    def _keep(self, item: Item, example: Example, best: str, quality: float | None) -> Result:
+    def _keep(self, item: Item, example: Example, best: str, quality: float | None, by: By) -> Result:
         """Put the outcome down, in one commit. An example that somebody changed meanwhile is left as they want it."""
         with self.store.transaction():
             result = self._outcome(example, best)
             if not self.ledger.settle(item, result):
                 return Result.OVERTAKEN
+            self.decided[by] += 1
             if result is Result.KEPT:
                 self.store.update_example(example.id, replays=item.round)
             elif result is Result.IMPROVED:
@@ -192,7 +249,7 @@ class Job:
                     backend=self.teacher.backend.name,
                     own_quality=quality,
                     replays=item.round,
-                    gain=0.0,  # what was measured is of the old answer
+                    gain=0.0,  # what was measured is of the old answer: the record begins anew
                     tokens=self.tokenizer.count(example.request) + self.tokenizer.count(best),
                 )
             return result

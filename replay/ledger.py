@@ -179,10 +179,11 @@ class Ledger:
     def settle(self, item: Item, result: Result) -> bool:
         """Put down what became of an item. False, and nothing written, when it is no longer ours.
 
-        Belongs into the transaction that changes the example.
+        Belongs into the transaction that changes the example, before the change: what its record is then is kept.
         """
         mine = self.store.write(
-            "UPDATE replay_items SET worker = NULL, run_id = ?, result = ?"
+            "UPDATE replay_items SET worker = NULL, run_id = ?, result = ?, (credit_before, quality_before) ="
+            " (SELECT credit, credited_quality FROM example_stats s WHERE s.example_id = replay_items.example_id)"
             " WHERE example_id = ? AND round = ? AND attempt = ? AND result IS NULL",
             [self.run_id, result.value, *item],
         )
@@ -206,6 +207,16 @@ class Ledger:
         )
         assert row is not None
         return Money(int(row[0]), int(row[1]))
+
+    def spent_on(self, item: Item) -> int:
+        """What this run spent on an item at most, in nanodollars: confirmed, or reserved where the end is not known."""
+        row = self.store.row(
+            "SELECT coalesce(sum(CASE state WHEN 'confirmed' THEN nusd WHEN 'reserved' THEN reserved_nusd END), 0)"
+            " FROM replay_calls WHERE run_id = ? AND example_id = ? AND round = ?",
+            [self.run_id, item.example_id, item.round],
+        )
+        assert row is not None
+        return int(row[0])
 
     def left_nusd(self) -> int:
         return self.budget_nusd - self.money().bound

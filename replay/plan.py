@@ -3,8 +3,9 @@
 A replay is worth its price where an example is used, what it is used for goes badly, and a better answer can still be
 hoped for. Examples are taken in descending order of expected gain per dollar,
 
-    score(e) = chance(e) * need(e) / cost(e)
+    score(e) = chance(e) * need(e) * demand(e) / cost(e)
 
+    demand(e) = (1 + uses(e)) / (1 + age in days): how often what is gained is gained
     chance(e) = 1 / (2 + rounds(e))      that a round finds a better answer, after so many that did not
     need(e)   = max(G(e), 0.1 * S(e), 0.1 * O(e))
     G(e)      the EMA of (1 - quality) * relative cost over the answers it was shown for (credit.gain)
@@ -19,8 +20,7 @@ leads to, so it is asked again only if its answer is known to be bad. Never aske
 rounds, one whose own answer is known to be perfect (quality 1: users approved it, or wrote it), and one with
 need < WORTH, for which there is nothing to gain.
 
-While it runs, the order has an end too: after CUT_OFF_AFTER rounds in a row that improved nothing, those that rank
-below them are not tried (at a chance of 0.14 or more a row of 20 failures has a probability under 5 %).
+While it runs, the order has an end too: see cutoff.py.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from iccache import config
 from iccache.backends import judge
 from iccache.errors import ConfigError
 from iccache.examples.credit import GAIN_STEP, GOOD_ENOUGH
+from replay import cutoff
 from replay.prices import NUSD, most_input_tokens, nusd
 from replay.store import Record
 
 EQUAL_COST = 0.1  # the relative cost that S and O are given
 WORTH = 0.001
-CUT_OFF_AFTER = 20
 BYTES_PER_TOKEN = 4
 LEAST_OUTPUT_TOKENS = 16
 USUAL_OUTPUT_TOKENS = 1024  # room for any answer; longer ones get twice their length
@@ -46,10 +46,19 @@ JUDGE_PROMPT_BYTES = len(judge.prompt("", "", ""))
 
 
 class Models(NamedTuple):
-    """Who is asked again, and who compares."""
+    """Who is asked again, and who compares; and whose answers a good example saves, by whom."""
 
     teacher: config.Backend
     judge: config.Backend
+    dearest: config.Backend | None = None
+    student: config.Backend | None = None  # the cheapest
+
+    @property
+    def pays_in_money(self) -> bool:
+        """Whether a good answer of the student costs less than the dearest backend's."""
+        if self.student is None or self.dearest is None:
+            return False
+        return _price(self.student) < _price(self.dearest)
 
 
 class Candidate(NamedTuple):
@@ -61,6 +70,7 @@ class Candidate(NamedTuple):
     rounds: int  # so far
     expected_nusd: int
     most_nusd: int
+    lost_nusd: float = 0.0  # what answers that go wrong with it cost within `payback_days`; see cutoff.py
 
 
 def models(settings: config.Config) -> Models:
@@ -76,18 +86,29 @@ def models(settings: config.Config) -> Models:
     chosen = next((b for b in reversed(speaking) if named in (None, b.name)), None)
     if chosen is None:
         raise ConfigError(f"judge.backend: {named} does not speak chat completions")
-    return Models(teacher, chosen)
+    return Models(teacher, chosen, settings.by_price()[-1], next(iter(settings.students()), None))
 
 
-def rank(rows: Iterable[Record], settings: config.Replay, asked: Models, limit: int | None = None) -> list[Candidate]:
-    """The examples worth asking again, best first; at most `limit`. Ties go to the greater need, then by id."""
-    candidates = (c for row in rows if (c := candidate(row, settings, asked)) is not None)
+def rank(
+    rows: Iterable[Record],
+    settings: config.Replay,
+    asked: Models,
+    limit: int | None = None,
+    *,
+    now: float,
+    shown: int = 3,
+) -> list[Candidate]:
+    """The examples worth asking again, best first; at most `limit`. Ties go to the greater need, then by id.
+
+    `shown`: examples that a student is usually shown.
+    """
+    candidates = (c for row in rows if (c := candidate(row, settings, asked, now, shown)) is not None)
     if limit is not None:
         return heapq.nsmallest(limit, candidates, key=_order)
     return sorted(candidates, key=_order)
 
 
-def candidate(row: Record, settings: config.Replay, asked: Models) -> Candidate | None:
+def candidate(row: Record, settings: config.Replay, asked: Models, now: float, shown: int = 3) -> Candidate | None:
     """`row` with its score; None when it is not to be asked again."""
     wanted = need(row)
     output = output_tokens(row.tokens, row.system_bytes, asked.teacher)
@@ -97,10 +118,12 @@ def candidate(row: Record, settings: config.Replay, asked: Models) -> Candidate 
     return Candidate(
         id=row.id,
         need=wanted,
-        score=chance(row.replays) * wanted / (expected / NUSD or 1.0),
+        score=chance(row.replays) * wanted * demand(row, now) / (expected / NUSD or 1.0),
         rounds=row.replays,
         expected_nusd=expected,
         most_nusd=most_nusd(row, settings.samples, asked, output),
+        lost_nusd=cutoff.lost(row, settings.payback_days, now)
+        * cutoff.gap_nusd(row, asked.student, asked.dearest, shown),
     )
 
 
@@ -113,6 +136,11 @@ def need(row: Record) -> float:
     if row.own_quality is not None and row.own_quality < GOOD_ENOUGH:
         own = 1.0 - row.own_quality
     return max(row.gain, EQUAL_COST * shown, EQUAL_COST * own)
+
+
+def demand(row: Record, now: float) -> float:
+    """Uses per day, smoothed: (1 + uses) / (1 + days since it was admitted)."""
+    return (1.0 + row.uses) / (1.0 + max(0.0, now - row.at) / cutoff.DAY_S)
 
 
 def chance(rounds: int) -> float:
@@ -152,6 +180,10 @@ def covered(candidates: Sequence[Candidate], budget_nusd: int) -> int:
             budget_nusd -= one.most_nusd
             count += 1
     return count
+
+
+def _price(backend: config.Backend) -> float:
+    return backend.usd_per_million_input_tokens + backend.usd_per_million_output_tokens
 
 
 def _order(one: Candidate) -> tuple[float, float, str]:

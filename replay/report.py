@@ -6,16 +6,23 @@ Counts and money are of the whole run, which may have had several invocations (a
 
 from __future__ import annotations
 
+import http.client
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prometheus_client import CollectorRegistry, generate_latest, push_to_gateway
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from iccache.backends.judge import Verdict, position_bias
 from iccache.errors import IccacheError
-from replay.eviction import Eviction
+from iccache.examples.eviction import Eviction
+from replay.best import By
+from replay.cutoff import CutOff
 from replay.job import Stop
 from replay.ledger import Ledger
 from replay.plan import Candidate, Models, covered
@@ -23,6 +30,8 @@ from replay.prices import NUSD
 from replay.store import ReplayStore
 
 FIRST = 20  # candidates that a plan names
+PUSHED_AS = "iccache-replay"  # the job's name at a push gateway
+PUSH_TIMEOUT_S = 10.0
 
 
 class Report(NamedTuple):
@@ -50,12 +59,16 @@ class Report(NamedTuple):
     confirmed_nusd: int
     unconfirmed_nusd: int
     verdicts: Counter[Verdict]
+    decided: Counter[By]
+    cut_off: CutOff
+    recovered: float
     expired: int
     evicted: int
     evicted_bytes: int
     trimmed: int
     cache: Eviction
     capacity_bytes: int
+    told: Mapping[str, Any]  # what further steps tell, by their names
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -88,9 +101,16 @@ class Report(NamedTuple):
                 "unreadable": self.verdicts[Verdict.UNREADABLE],
                 "position_bias": position_bias(self.verdicts),
             },
+            "decided_by": {by.value: self.decided[by] for by in By},
+            "cut_off": {
+                "recovered": self.recovered,
+                "saving_usd": self.cut_off.saving_nusd / NUSD,
+                "cost_usd": self.cut_off.cost_nusd / NUSD,
+            },
             "evicted": {"expired": self.expired, "evicted": self.evicted, "bytes": self.evicted_bytes},
             "trimmed": self.trimmed,
             "cache": cache_as_json(self.cache, self.capacity_bytes),
+            **self.told,
         }
 
     def as_text(self) -> str:
@@ -104,9 +124,16 @@ class Report(NamedTuple):
             ("tokens", f"{self.input_tokens} in, {self.output_tokens} out"),
             ("USD", f"{usd['confirmed']:.6f} confirmed, {usd['unconfirmed']:.6f} unconfirmed, of {usd['budget']:g}"),
             ("judge", f"{_judged(self.verdicts)}, bias to the first {'unknown' if bias is None else f'{bias:+.2f}'}"),
+            ("kept by", ", ".join(f"{self.decided[by]} {by.value}" for by in By)),
+            (
+                "saving",
+                f"{self.cut_off.saving_nusd / NUSD:.6f} USD expected, for {self.cut_off.cost_nusd / NUSD:.6f} spent;"
+                f" {self.recovered:.0%} of lost answers won back",
+            ),
             ("evicted", f"{self.expired} expired, {self.evicted} for space, {self.evicted_bytes} bytes"),
             ("trimmed", f"{self.trimmed} old exchanges and changes"),
             ("cache", _cache_as_text(self.cache, self.capacity_bytes)),
+            *((name, str(said)) for name, said in self.told.items()),
             ("seconds", f"{self.seconds:.1f}"),
         ]
         return _table(rows)
@@ -122,8 +149,12 @@ def collect(
     error: str | None,
     considered: int,
     verdicts: Counter[Verdict],
+    decided: Counter[By],
+    cut_off: CutOff,
+    recovered: float,
     cache: Eviction,
     capacity_bytes: int,
+    told: Mapping[str, Any],
 ) -> Report:
     """The report of the ledger's run."""
     run = store.row("SELECT * FROM replay_runs WHERE id = ?", [ledger.run_id])
@@ -150,8 +181,12 @@ def collect(
         confirmed_nusd=money.confirmed,
         unconfirmed_nusd=money.unconfirmed,
         verdicts=verdicts,
+        decided=decided,
+        cut_off=cut_off,
+        recovered=recovered,
         cache=cache,
         capacity_bytes=capacity_bytes,
+        told=told,
         **{name: run[name] for name in (*of_run, "evicted_bytes", "trimmed")},
         **dict(calls),
     )
@@ -234,42 +269,62 @@ def cache_as_json(kept: Eviction, capacity_bytes: int) -> dict[str, int]:
     }
 
 
+class Metrics(Collector):
+    """All runs so far, as Prometheus wants them."""
+
+    def __init__(self, store: ReplayStore, now: float) -> None:
+        self.store = store
+        self.now = now
+
+    def collect(self) -> Iterator[Metric]:
+        runs = self.store.row(
+            "SELECT count(*) AS runs, coalesce(sum(replayed), 0) AS replayed, coalesce(sum(improved), 0) AS improved,"
+            " coalesce(sum(expired + evicted), 0) AS evicted, coalesce(sum(seconds), 0) AS seconds FROM replay_runs"
+        )
+        calls = self.store.row(
+            "SELECT coalesce(sum(CASE state WHEN 'confirmed' THEN nusd END), 0) AS confirmed,"
+            " coalesce(sum(CASE state WHEN 'reserved' THEN reserved_nusd END), 0) AS unconfirmed FROM replay_calls"
+        )
+        assert runs is not None and calls is not None
+        for name, sentence in (
+            ("runs", "Runs begun."),
+            ("replayed", "Examples asked again and compared."),
+            ("improved", "Examples whose answer a better one replaced."),
+            ("evicted", "Examples expired or evicted."),
+            ("seconds", "Time that runs took."),
+        ):
+            yield CounterMetricFamily(f"iccache_replay_{name}", sentence, runs[name])
+        usd = CounterMetricFamily(
+            "iccache_replay_usd",
+            "US dollars spent; unconfirmed: the most of calls whose end is not known.",
+            labels=["state"],
+        )
+        for state in ("confirmed", "unconfirmed"):
+            usd.add_metric([state], calls[state] / NUSD)
+        yield usd
+        yield GaugeMetricFamily(
+            "iccache_replay_last_success_timestamp_seconds", "When a run last came to a good end.", self.now
+        )
+
+
 def metrics(store: ReplayStore, now: float) -> str:
     """All runs so far, in Prometheus' text format."""
-    runs = store.row(
-        "SELECT count(*) AS runs, coalesce(sum(replayed), 0) AS replayed, coalesce(sum(improved), 0) AS improved,"
-        " coalesce(sum(expired + evicted), 0) AS evicted, coalesce(sum(seconds), 0) AS seconds FROM replay_runs"
-    )
-    calls = store.row(
-        "SELECT coalesce(sum(CASE state WHEN 'confirmed' THEN nusd END), 0) AS confirmed,"
-        " coalesce(sum(CASE state WHEN 'reserved' THEN reserved_nusd END), 0) AS unconfirmed FROM replay_calls"
-    )
-    assert runs is not None and calls is not None
-    return "\n".join(
-        line
-        for name, kind, sentence, values in (
-            ("runs_total", "counter", "Runs begun.", {"": runs["runs"]}),
-            ("replayed_total", "counter", "Examples asked again and compared.", {"": runs["replayed"]}),
-            ("improved_total", "counter", "Examples whose answer a better one replaced.", {"": runs["improved"]}),
-            ("evicted_total", "counter", "Examples expired or evicted.", {"": runs["evicted"]}),
-            ("seconds_total", "counter", "Time that runs took.", {"": runs["seconds"]}),
-            (
-                "usd_total",
-                "counter",
-                "US dollars spent; unconfirmed: the most of calls whose end is not known.",
-                {f'{{state="{state}"}}': calls[state] / NUSD for state in ("confirmed", "unconfirmed")},
-            ),
-            ("last_success_timestamp_seconds", "gauge", "When a run last came to a good end.", {"": now}),
-        )
-        for line in _metric(f"iccache_replay_{name}", kind, sentence, values)
-    )
+    return generate_latest(_registry(store, now)).decode()
 
 
-def _metric(name: str, kind: str, sentence: str, values: dict[str, float]) -> Iterator[str]:
-    yield f"# HELP {name} {sentence}"
-    yield f"# TYPE {name} {kind}"
-    for labels, value in values.items():
-        yield f"{name}{labels} {value}"
+def push(url: str, store: ReplayStore, now: float) -> None:
+    """Replace what a push gateway holds of the job `iccache-replay`. Raises IccacheError, in one line."""
+    try:
+        push_to_gateway(url, PUSHED_AS, _registry(store, now), timeout=PUSH_TIMEOUT_S)
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        said = " ".join(str(exc).split()) or type(exc).__name__
+        raise IccacheError(f"{url}: the push gateway did not take the metrics: {said}") from exc
+
+
+def _registry(store: ReplayStore, now: float) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(Metrics(store, now))
+    return registry
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -95,6 +95,21 @@ def initial(db: Database) -> None:
     db.executescript(INITIAL)
 
 
+@steps(name="0002_recovered")
+def recovered(db: Database) -> None:
+    """How an example's answers went before a round: what an improvement is measured against."""
+    for column in ("credit_before", "quality_before"):
+        db.execute(f"ALTER TABLE replay_items ADD COLUMN {column} REAL NOT NULL DEFAULT 0")
+
+
+class Recovery(NamedTuple):
+    """How answers went with an improved example."""
+
+    answers: float  # scored since, each shared among the examples shown for it
+    quality: float  # their mean
+    quality_before: float  # mean of those before
+
+
 class Record(NamedTuple):
     """How an example did, and how long its texts are: enough to rank it."""
 
@@ -108,33 +123,33 @@ class Record(NamedTuple):
     gain: float
     own_quality: float | None
     replays: int
-
-
-class Weighed(NamedTuple):
-    """What an example weighs and what it brought: enough to evict it."""
-
-    id: str
+    uses: int
     at: float
-    text_bytes: int
-    embedding_bytes: int
-    credit: float
-    offloads: float
-    offloads_at: float
 
 
 # without those of which nothing bad is known
 SELECT_RECORDS = """
 SELECT e.id, e.tokens, length(CAST(e.system AS BLOB)), length(CAST(e.request AS BLOB)), length(CAST(e.answer AS BLOB)),
-    s.credit, s.credited_quality, s.gain, s.own_quality, s.replays
+    s.credit, s.credited_quality, s.gain, s.own_quality, s.replays, s.uses, e.at
 FROM example_stats s JOIN examples e ON e.id = s.example_id
 WHERE s.example_id > :after AND (:tenant IS NULL OR e.tenant = :tenant)
     AND (s.gain > 0 OR s.credit > 0 OR s.own_quality < 1)
 ORDER BY s.example_id LIMIT :page
 """
-SELECT_WEIGHED = """
-SELECT e.id, e.at, e.text_bytes, e.embedding_bytes, s.credit, s.offloads, s.offloads_at
-FROM example_stats s JOIN examples e ON e.id = s.example_id
-WHERE s.example_id > :after ORDER BY s.example_id LIMIT :page
+
+# of an example's rounds, the last that improved it: its record is of that answer
+SELECT_RECOVERIES = """
+SELECT s.credit, s.credited_quality / s.credit, i.quality_before / i.credit_before
+FROM replay_items i JOIN example_stats s ON s.example_id = i.example_id
+WHERE i.result = 'improved' AND s.credit > 0 AND i.credit_before > 0 AND i.round = (
+    SELECT max(round) FROM replay_items o WHERE o.example_id = i.example_id AND o.result = 'improved'
+)
+"""
+PEERS_AMONG = 2000  # of a tenant's newest examples
+SELECT_PEERS = """
+SELECT answer FROM (
+    SELECT system, answer FROM examples WHERE tenant = :tenant ORDER BY at DESC, id DESC LIMIT :among
+) WHERE system = :system
 """
 
 
@@ -161,9 +176,16 @@ class ReplayStore(SqliteStore):
         """The examples of which something bad may be known, in pages."""
         return (Record(*row) for row in self._pages(SELECT_RECORDS, {"tenant": tenant}))
 
-    def weighed(self) -> Iterator[Weighed]:
-        """Every example, in pages."""
-        return (Weighed(*row) for row in self._pages(SELECT_WEIGHED, {}))
+    def peers(self, tenant: str, system: str) -> list[str]:
+        """The answers of a tenant's newer examples under one system prompt; none without one: they are of all kinds."""
+        if not system:
+            return []
+        found = self._rows(SELECT_PEERS, {"tenant": tenant, "system": system, "among": PEERS_AMONG})
+        return [row["answer"] for row in found]
+
+    def recoveries(self) -> list[Recovery]:
+        """The improved examples of which answers were scored before and since."""
+        return [Recovery(*row) for row in self._rows(SELECT_RECOVERIES)]
 
     def _pages(self, sql: str, params: dict[str, str | None]) -> Iterator[sqlite3.Row]:
         after = ""

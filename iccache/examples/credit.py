@@ -139,14 +139,15 @@ def with_replaced(
 ) -> ExampleStats:
     """`stats` after the contribution of an answer of time `at` changed from `old` to `new`.
 
-    `later`: how many answers were scored after it; None when its gain no longer counts (the gain was set since).
+    `later`: how many answers were scored after it; None when it was given with another answer of the example, whose
+    record has begun anew since: then it no longer counts, but for the offload, which was earned all the same.
     """
     offloads, offloads_at = add_decaying(stats.offloads, stats.offloads_at, new.offload - old.offload, at, per_hour)
-    moved = 0.0 if later is None else gain_weight(later) * (new.gain - old.gain)
+    stats = stats._replace(offloads=offloads, offloads_at=offloads_at)
+    if later is None:
+        return stats
     return stats._replace(
         credit=stats.credit + new.weight - old.weight,
         credited_quality=stats.credited_quality + new.quality - old.quality,
-        offloads=offloads,
-        offloads_at=offloads_at,
-        gain=stats.gain + moved,
+        gain=stats.gain + gain_weight(later) * (new.gain - old.gain),
     )

@@ -43,6 +43,7 @@ from iccache.types import (
     Reason,
     Usage,
     Vector,
+    Weighed,
 )
 
 MEMORY = ":memory:"
@@ -451,6 +452,20 @@ class SqliteStore:
                 return
             seq = rows[-1]["seq"]
 
+    def weighed(self) -> Iterator[Weighed]:
+        after = ""
+        while True:
+            rows = self._rows(SELECT_WEIGHED, {"after": after, "page": PAGE})
+            yield from (Weighed(*row) for row in rows)
+            if len(rows) < PAGE:
+                return
+            after = rows[-1]["id"]
+
+    def example_bytes(self) -> tuple[int, int]:
+        row = self._row("SELECT coalesce(sum(text_bytes), 0), coalesce(sum(embedding_bytes), 0) FROM examples")
+        assert row is not None
+        return int(row[0]), int(row[1])
+
     def update_example(
         self,
         id: str,
@@ -486,6 +501,8 @@ class SqliteStore:
             self._write(
                 "UPDATE example_stats SET own_quality = coalesce(:own_quality, own_quality),"
                 " replays = coalesce(:replays, replays), gain = coalesce(:gain, gain),"
+                " credit = CASE WHEN :gain IS NULL THEN credit ELSE 0 END,"
+                " credited_quality = CASE WHEN :gain IS NULL THEN credited_quality ELSE 0 END,"
                 " gain_since = CASE WHEN :gain IS NULL THEN gain_since ELSE scored END WHERE example_id = :id",
                 {"id": id, "own_quality": own_quality, "replays": replays, "gain": gain},
             )
@@ -904,6 +921,11 @@ SELECT date(at, 'unixepoch') AS day, backend, decision, count(*), sum(status >= 
     sum(offloaded * (input_tokens - example_tokens)), sum(offloaded * output_tokens), sum(offloaded * cost_usd)
 FROM exchanges WHERE at >= :since AND (:tenant IS NULL OR tenant = :tenant)
 GROUP BY day, backend, decision ORDER BY day, backend, decision
+"""
+SELECT_WEIGHED = """
+SELECT e.id, e.at, e.text_bytes, e.embedding_bytes, s.credit, s.offloads, s.offloads_at
+FROM example_stats s JOIN examples e ON e.id = s.example_id
+WHERE s.example_id > :after ORDER BY s.example_id LIMIT :page
 """
 LIST_EXAMPLES = """
 SELECT * FROM full_examples WHERE :subject IS NULL OR subject = :subject

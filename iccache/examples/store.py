@@ -14,7 +14,7 @@ from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
-from iccache.types import Change, Daily, Example, Exchange, Feedback, Hold, Kept, Vector
+from iccache.types import Change, Daily, Example, Exchange, Feedback, Hold, Kept, Vector, Weighed
 
 SQLITE = "sqlite:///"
 
@@ -156,6 +156,12 @@ class ExampleStore(Protocol):
         Not one snapshot: read `last_change` first, then this, then follow `changes` from there.
         """
 
+    def weighed(self) -> Iterator[Weighed]:
+        """What every example weighs and brought, in constant memory and without holding a snapshot."""
+
+    def example_bytes(self) -> tuple[int, int]:
+        """Bytes of the examples' text, and of their embeddings. One scan of an index: some 50 ms for a million."""
+
     def update_example(
         self,
         id: str,
@@ -173,8 +179,8 @@ class ExampleStore(Protocol):
         """Set what is given. False, and nothing written, when there is no such example or its answer is no longer
         `expected_answer` (when given): somebody changed it meanwhile.
 
-        A new answer or embedding appends an EXAMPLE change. Setting the gain starts its EMA anew: feedback on earlier
-        answers that is replaced later no longer moves it.
+        A new answer or embedding appends an EXAMPLE change. Setting the gain begins the record anew, as a new answer
+        needs it: credit and its quality are 0, and feedback replaced later on earlier answers no longer moves them.
         """
 
     def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:

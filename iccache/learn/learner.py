@@ -6,6 +6,7 @@ The store is the truth: what this process knows, it has read back from the store
     verdicts.py    feedback, made durable
     follow.py      the store's changes into index, router and utility model
     upkeep.py      what is due now and then
+    eviction.py    the cache within its capacity
     sessions.py spending.py counting.py     what is remembered, spent and measured of each answer
     access.py background.py                 the store's two connections; work that nobody waits for
 """
@@ -26,6 +27,7 @@ from iccache.examples.writer import Writer
 from iccache.learn.access import Access, InForce
 from iccache.learn.background import Background
 from iccache.learn.counting import Counting
+from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
 from iccache.learn.record import Recorder
 from iccache.learn.sessions import Sessions
@@ -69,7 +71,10 @@ class Learner:
         news = self.follower.kicked.set
         self.recorder = Recorder(self.in_force, self.access, self.counting, news)
         self.verdicts = Verdicts(self.in_force, self.access, self.recorder, metrics, wall, news)
-        self.upkeep = Upkeep(self.in_force, self.access, self.recorder, self.spending, self.follower, wall)
+        self.evictor = Evictor(self.in_force, self.access, metrics, wall, news)
+        self.upkeep = Upkeep(
+            self.in_force, self.access, self.recorder, self.spending, self.follower, self.evictor, wall
+        )
 
     def use(self, directory: Directory, redactor: Redactor, router: Router) -> None:
         """Put new settings in force."""
@@ -94,6 +99,7 @@ class Learner:
     async def stop(self, seconds: float) -> None:
         """Finish what was begun."""
         await self.background.drain(seconds)
+        await self.evictor.stop()
         try:
             await self.follower.catch_up()
             if self.follower.learned_since_snapshot:

@@ -1,4 +1,4 @@
-"""What is due now and then: the size of the store, spending, examples that another model embedded."""
+"""What is due now and then: the size of the store, spending, evictions, examples that another model embedded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
+from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
 from iccache.learn.record import Recorder
 from iccache.learn.spending import Spending
@@ -27,6 +28,7 @@ class Upkeep:
         recorder: Recorder,
         spending: Spending,
         follower: Follower,
+        evictor: Evictor,
         wall: Callable[[], float],
     ) -> None:
         self.in_force = in_force
@@ -34,6 +36,7 @@ class Upkeep:
         self.recorder = recorder
         self.spending = spending
         self.follower = follower
+        self.evictor = evictor
         self.wall = wall
         self.looked_after = 0.0
 
@@ -43,6 +46,7 @@ class Upkeep:
             self.looked_after = now
             await self._measure_store()
             await self.spending.reload()
+            self.evictor.look()
             if self.follower.learned_since_snapshot:
                 await self.follower.snapshot()
         await self._reembed()

@@ -484,10 +484,13 @@ def test_feedback_from_before_a_gain_was_set_no_longer_moves_it(store: ExampleSt
     store.add_feedback(make_feedback("r1", 0.0), tenant="t")
     store.update_example("e1", gain=0.0)
     store.add_feedback(make_feedback("r1", 1.0), tenant="t")
-    assert stats_of(store, "e1").gain == 0.0
+    assert (stats_of(store, "e1").gain, stats_of(store, "e1").credit) == (0.0, 0.0)
     store.record(make_exchange("r2", shown=("e1",)))
     store.add_feedback(make_feedback("r2", 0.0), tenant="t")
-    assert stats_of(store, "e1").gain == pytest.approx(credit.GAIN_STEP * 0.5)
+    stats = stats_of(store, "e1")
+    assert stats.gain == pytest.approx(credit.GAIN_STEP * 0.5)
+    assert (stats.credit, stats.credited_quality) == (1.0, 0.0), "the record began anew"
+    assert stats.offloads == pytest.approx(1.0), "what was earned stays"
 
 
 def test_a_deleted_example_is_gone_with_its_text(store: ExampleStore) -> None:

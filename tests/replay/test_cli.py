@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from iccache import config
 from replay.prices import NUSD
@@ -67,7 +68,7 @@ async def test_run_prints_a_report_and_writes_json_and_metrics(world: World, tmp
     assert told["examples"]["improved"] == 3
     assert told["usd"]["confirmed"] == world.billed_nusd(settings) / NUSD
     values = dict(re.findall(r"^(iccache_replay_\S+) (\S+)$", metrics.read_text(), re.MULTILINE))
-    assert values["iccache_replay_improved_total"] == "3"
+    assert float(values["iccache_replay_improved_total"]) == 3
     assert float(values['iccache_replay_usd_total{state="confirmed"}']) == told["usd"]["confirmed"]
     assert sorted(values) == [
         "iccache_replay_evicted_total",
@@ -79,6 +80,51 @@ async def test_run_prints_a_report_and_writes_json_and_metrics(world: World, tmp
         'iccache_replay_usd_total{state="confirmed"}',
         'iccache_replay_usd_total{state="unconfirmed"}',
     ]
+
+
+class Gateway:
+    """A small push gateway: keeps what was put last, and under which path."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.got: list[tuple[str, str, str]] = []  # method, path, body
+
+    async def __aenter__(self) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._take)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        self.got.append((request.method, request.path, await request.text()))
+        return web.Response(status=self.status)
+
+
+async def test_metrics_are_pushed_to_a_gateway(world: World, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    fill(settings, [bad(n) for n in range(2)])
+    gateway = Gateway()
+    async with gateway as url:
+        code, _, err = await Process(settings, tmp_path).run("run", "--push-gateway", url)
+    assert code == 0, err
+    ((method, path, body),) = gateway.got
+    assert (method, path) == ("PUT", "/metrics/job/iccache-replay")
+    assert "\niccache_replay_improved_total 2.0\n" in body
+    assert f'iccache_replay_usd_total{{state="confirmed"}} {world.billed_nusd(settings) / NUSD}' in body
+
+
+async def test_a_gateway_that_takes_nothing_is_one_line_and_exit_1(world: World, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    fill(settings, [bad(0)])
+    async with Gateway(status=500) as url:
+        code, out, err = await Process(settings, tmp_path).run("run", "--push-gateway", url)
+    assert code == 1 and "1 improved" in out, "the report is printed all the same"
+    assert "push gateway" in err and "500" in err and "Traceback" not in err
 
 
 async def test_plan_says_what_run_does_and_calls_nobody(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from iccache.types import ExampleStats
 from replay.job import GREEDY, TEMPERATURE, Stop, temperature
 from replay.ledger import Ledger
 from replay.prices import NUSD
+from replay.store import Recovery
+from tests.factories import make_exchange, make_feedback
 from tests.fakes import Script
 from tests.replay.world import (
     BUDGET_USD,
@@ -246,9 +249,41 @@ async def test_the_cut_off_moves_on_while_replay_pays(world: World, tmp_path: Pa
     pays = iter([*["q1"] * 19, "q9", *["q1"] * 100])
     world.says = lambda question: next(pays)
     settings = make_settings(tmp_path, world.upstream.base_url)
-    fill(settings, [bad(n) for n in range(60)])
+    used = ExampleStats(uses=5, gain=0.5, credit=5.0)
+    fill(settings, [bad(n, at=time.time(), stats=used) for n in range(60)])
 
     assert (await replayed(settings)).replayed == 40
+
+
+async def test_where_improvements_save_less_than_they_cost_the_rest_is_not_tried(world: World, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    often, rarely = ExampleStats(uses=9, gain=0.9, credit=9.0), ExampleStats(uses=1, gain=0.1, credit=0.01)
+    now = time.time()
+    fill(settings, [bad(n, at=now, stats=often) for n in range(15)])
+    fill(settings, [bad(n, at=now, stats=rarely) for n in range(15, 100)])
+
+    report = await replayed(settings)
+
+    assert report.stopped is Stop.CUT_OFF
+    assert 15 < report.improved < 60
+    assert report.cut_off.cost_nusd == report.confirmed_nusd
+    assert report.as_json()["cut_off"]["recovered"] == 0.5, "nothing was measured yet"
+
+
+async def test_what_earlier_improvements_won_back_is_measured(world: World, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    fill(settings, [bad(0, stats=ExampleStats(uses=4, gain=0.5, credit=4.0, credited_quality=1.0))])
+    await replayed(settings)
+    live = opened(settings)
+    (example,) = live.list_examples()
+    assert (example.stats.credit, example.stats.credited_quality) == (0.0, 0.0), "the record is of the new answer"
+    for n in range(20):
+        live.record(make_exchange(f"r{n}", shown=["e000"]))
+        live.add_feedback(make_feedback(f"r{n}", 0.75), tenant="t")
+
+    assert live.recoveries() == [Recovery(20.0, 0.75, 0.25)]
+    expected = (20 * 0.5 + 10 * 0.5) / (20 * 0.75 + 10)  # (0.75 - 0.25) of (1 - 0.25) lost, and the prior
+    assert (await replayed(settings)).recovered == pytest.approx(expected)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

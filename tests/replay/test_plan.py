@@ -14,7 +14,7 @@ from replay import plan
 from replay.plan import Models
 from replay.prices import Message, Prompt, most_nusd, nusd
 from replay.store import Record, open_replay_store
-from tests.factories import make_example
+from tests.factories import AT, make_example
 from tests.replay.world import make_settings
 
 TEACHER = config.Backend(
@@ -32,13 +32,14 @@ def record(id: str = "e1", **given: Any) -> Record:
     """An example of which nothing is known."""
     fields: dict[str, Any] = {
         **{"tokens": 100, "system_bytes": 0, "request_bytes": 200, "answer_bytes": 200},
-        **{"credit": 0.0, "credited_quality": 0.0, "gain": 0.0, "own_quality": None, "replays": 0},
+        **{"credit": 0.0, "credited_quality": 0.0, "gain": 0.0, "own_quality": None, "replays": 0, "uses": 0},
+        "at": AT,
     }
     return Record(id=id, **{**fields, **given})
 
 
 def ranked(*records: Record, models: Models = MODELS, **settings: Any) -> list[str]:
-    return [c.id for c in plan.rank(records, config.Replay(**settings), models)]
+    return [c.id for c in plan.rank(records, config.Replay(**settings), models, now=AT)]
 
 
 def test_the_order_is_descending_gain() -> None:
@@ -101,8 +102,8 @@ def test_the_rounds_of_a_life_are_the_settings() -> None:
 
 def test_a_limit_takes_the_best() -> None:
     records = [record(f"e{n}", gain=n / 10) for n in range(1, 10)]
-    assert [c.id for c in plan.rank(records, config.Replay(), MODELS, limit=2)] == ["e9", "e8"]
-    assert plan.rank(records, config.Replay(), MODELS, limit=0) == []
+    assert [c.id for c in plan.rank(records, config.Replay(), MODELS, limit=2, now=AT)] == ["e9", "e8"]
+    assert plan.rank(records, config.Replay(), MODELS, limit=0, now=AT) == []
 
 
 @given(
@@ -139,7 +140,7 @@ def test_prices_are_rounded_up_and_by_less_than_a_nanodollar(p_in: float, p_out:
 
 
 def test_what_a_budget_covers() -> None:
-    candidates = plan.rank([record(f"e{n}", gain=0.5) for n in range(5)], config.Replay(), MODELS)
+    candidates = plan.rank([record(f"e{n}", gain=0.5) for n in range(5)], config.Replay(), MODELS, now=AT)
     most = candidates[0].most_nusd
     assert [plan.covered(candidates, budget) for budget in (0, most - 1, most, 3 * most, 99 * most)] == [0, 0, 1, 3, 5]
 
@@ -160,9 +161,9 @@ def make_backends(**dialects: list[str]) -> list[dict[str, Any]]:
 def test_the_dearest_teacher_is_asked_and_the_dearest_backend_judges() -> None:
     spoken = ["chat", "messages"]
     settings = config.parse({"backends": make_backends(a=spoken, b=spoken, c=spoken)})
-    assert [b.name for b in plan.models(settings)] == ["c", "c"]
+    assert [b.name for b in plan.models(settings)[:2]] == ["c", "c"]
     settings = config.parse({"backends": make_backends(a=spoken, b=spoken), "judge": {"backend": "a"}})
-    assert [b.name for b in plan.models(settings)] == ["b", "a"]
+    assert [b.name for b in plan.models(settings)[:2]] == ["b", "a"]
 
 
 @pytest.mark.parametrize(

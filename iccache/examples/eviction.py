@@ -23,7 +23,7 @@ from typing import NamedTuple
 from iccache import config
 from iccache.examples.credit import decay
 from iccache.examples.store import ExampleStore
-from replay.store import ReplayStore, Weighed
+from iccache.types import Weighed
 
 PRIOR = 0.5  # offloads
 EXACT_UP_TO = 16
@@ -61,8 +61,9 @@ class Upkeep(NamedTuple):
     trimmed: int = 0
 
 
-def plan(rows: Iterable[Weighed], settings: config.Cache, now: float) -> Eviction:
-    """First what is older than `ttl_days`, then what does not fit into `capacity_bytes`."""
+def plan(rows: Iterable[Weighed], settings: config.Cache, now: float, *, capacity_bytes: int | None = None) -> Eviction:
+    """First what is older than `ttl_days`, then what does not fit into `capacity_bytes` (None: the setting's)."""
+    capacity = settings.capacity_bytes if capacity_bytes is None else capacity_bytes
     oldest = now - settings.ttl_days * DAY_S if settings.ttl_days else float("-inf")
     sizes: dict[str, tuple[int, int]] = {}
     things: list[Thing] = []
@@ -73,7 +74,7 @@ def plan(rows: Iterable[Weighed], settings: config.Cache, now: float) -> Evictio
             expired.append(row.id)
         else:
             things.append(Thing(row.id, max(1, weight(row)), value(row, now, settings.decay_per_hour), row.at))
-    kept = {thing.id for thing in solve(things, settings.capacity_bytes)}
+    kept = {thing.id for thing in solve(things, capacity)}
     evicted = [thing.id for thing in things if thing.id not in kept]
     return Eviction(
         expired=expired,
@@ -141,11 +142,11 @@ def _as_they_fit(things: Sequence[Thing], capacity: int) -> list[Thing]:
     return chosen
 
 
-def upkeep(store: ReplayStore, settings: config.Config, now: float) -> Upkeep:
+def upkeep(store: ExampleStore, settings: config.Config, now: float) -> Upkeep:
     """Expire, evict and trim, in transactions so short that a live proxy hardly notices."""
     due = plan(store.weighed(), settings.cache, now)
-    expired = sum(store.delete_examples(ids, keep_exchanges=True) for ids in _batches(due.expired))
-    evicted = sum(store.delete_examples(ids, keep_exchanges=True) for ids in _batches(due.evicted))
+    expired = sum(store.delete_examples(ids, keep_exchanges=True) for ids in batches(due.expired))
+    evicted = sum(store.delete_examples(ids, keep_exchanges=True) for ids in batches(due.evicted))
     return Upkeep(expired, evicted, due.bytes, trim(store, settings.store.keep_exchanges_days, now))
 
 
@@ -157,7 +158,8 @@ def trim(store: ExampleStore, keep_days: float, now: float) -> int:
     return total
 
 
-def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
+def batches(ids: Sequence[str]) -> Iterator[list[str]]:
+    """At most DELETED_AT_ONCE at a time."""
     left = iter(ids)
     while batch := list(islice(left, DELETED_AT_ONCE)):
         yield batch

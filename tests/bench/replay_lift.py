@@ -1,0 +1,313 @@
+"""Whether a replay of a cache with bad answers lifts the student: real models, real data, paired on the same requests.
+
+    python -m tests.bench.replay_lift                the tables of the README, from the record; a minute
+    python -m tests.bench.replay_lift --json FILE    the same as data too
+    python -m tests.bench.replay_lift --record FILE  another record; what it lacks is asked of the models
+
+For each task a cache of POOL requests is filled with the data set's answers, of which BAD are replaced by another
+request's answer. TRAFFIC other requests go to the student with the examples that the selector chooses, and each answer
+is scored by a check: that is all that is known of the examples. Then the student answers HELD_OUT requests that nobody
+has seen, the replay runs once (`replay.assemble.run`: ranking, budget, teacher, choice, cut-off), and the student
+answers the same requests again. Nothing else changes between the two. The student is SmolLM2-135M, the teacher
+Qwen2.5-Coder-1.5B; answers count as correct by exact match. Intervals are 95 %, of the mean of paired differences, by
+bootstrap over requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import numpy as np
+import orjson
+
+from iccache import config
+from iccache.demo.models import STUDENT, TEACHER
+from iccache.demo.run import PRICES
+from iccache.demo.tasks import TASKS, Item, Task, correct, normal
+from iccache.dialects.chat import Chat
+from iccache.examples.embed import make_embedder
+from iccache.examples.retriever import Retriever
+from iccache.examples.selector import Selector
+from iccache.examples.tokens import count_prompt, make_tokenizer
+from iccache.examples.utility import NAMES, RecordUtility
+from iccache.types import DecisionKind, Example, ExampleStats, Exchange, Feedback, Match, Query, Shot, Usage
+from replay import assemble
+from replay.assemble import Options
+from replay.ledger import Money, Result
+from replay.prices import nusd
+from replay.report import Report
+from replay.store import ReplayStore, open_replay_store
+from tests.bench.recorded import Recorded
+
+RECORD = Path(__file__).with_name("data") / "replay_lift.jsonl.gz"
+POOL, TRAFFIC, HELD_OUT = 60, 90, 140
+BAD = 0.3
+SEED = 11
+DAY_S = 86_400.0  # all that is known came in the last day
+TENANT = "bench"
+BOOTSTRAP = 10_000
+KEPT_BY = {"agreement": 3, "judge": 1}  # samples: from three on they can agree, one alone has to be judged
+
+
+class Quiet:
+    """Progress that nobody watches."""
+
+    def begin(self, total: int) -> None:
+        pass
+
+    def step(self, result: Result | None, money: Money) -> None:
+        pass
+
+
+class Split(NamedTuple):
+    pool: list[Item]
+    traffic: list[Item]
+    held_out: list[Item]
+
+
+class Measured(NamedTuple):
+    """What one replay of one task's cache did."""
+
+    task: str
+    kept_by: str
+    bad_before: float  # share of the cache's answers that are wrong
+    bad_after: float
+    clean: list[bool]  # per held-out request: with a cache without bad answers
+    before: list[bool]
+    after: list[bool]
+    report: Report
+    billed_nusd: int  # by the upstream's ledger
+
+
+def split(task: Task) -> Split:
+    """Three lists that share no request."""
+    items = list({item.prompt: item for item in task.items()}.values())
+    random.Random(f"{task.name} {SEED}").shuffle(items)
+    a, b = POOL, POOL + TRAFFIC
+    return Split(items[:a], items[a:b], items[b : b + HELD_OUT])
+
+
+def spoiled(pool: Sequence[Item], share: float) -> list[str]:
+    """The answers for `pool`, `share` of them another request's, which is another answer."""
+    rng = random.Random(SEED)
+    bad = set(rng.sample(range(len(pool)), round(share * len(pool))))
+    return [
+        rng.choice([o.target for o in pool if normal(o.target) != normal(item.target)]) if n in bad else item.target
+        for n, item in enumerate(pool)
+    ]
+
+
+def settings_for(folder: Path, base_url: str, samples: int) -> config.Config:
+    return config.parse(
+        {
+            "server": {"port": 0},  # no proxy runs: there is no load to look at
+            "store": {"url": f"sqlite:///{folder / 'cache.db'}"},
+            "backends": [
+                {
+                    "name": model.name,
+                    "base_url": base_url,
+                    "model": model.name,
+                    "usd_per_million_input_tokens": PRICES[role].input,
+                    "usd_per_million_output_tokens": PRICES[role].output,
+                    "context_window_tokens": 2048,
+                    "timeout_s": 600,
+                    "first_token_timeout_s": 600,
+                    "idle_timeout_s": 600,
+                }
+                for role, model in (("student", STUDENT), ("teacher", TEACHER))
+            ],
+            "replay": {"samples": samples, "usd_budget": 1.0},
+        }
+    )
+
+
+class Cache:
+    """One store with what chooses from it, as the proxy has them."""
+
+    def __init__(self, settings: config.Config, embedder: Any, session: aiohttp.ClientSession) -> None:
+        self.settings = settings
+        self.store: ReplayStore = open_replay_store(settings)
+        self.retriever = Retriever(self.store, embedder)
+        self.utility = RecordUtility()
+        self.selector = Selector(self.utility, settings.selection)
+        self.session = session
+        self.at = time.time() - DAY_S
+        self.tokenizer = make_tokenizer(settings.by_price()[-1].tokenizer)
+
+    def fill(self, task: Task, pool: Sequence[Item], answers: Sequence[str]) -> None:
+        vectors = self.retriever.embed([item.prompt for item in pool])
+        with self.store.transaction():
+            for n, (item, answer, vector) in enumerate(zip(pool, answers, vectors, strict=True)):
+                tokens = self.tokenizer.count(item.prompt) + self.tokenizer.count(answer)
+                self.store.admit(
+                    Example(
+                        *(f"e{n:03}", TENANT, None, f"log-{n:03}", self.at, "chat", task.system, item.prompt, answer),
+                        *("import", self.retriever.embedder.identity, vector, tokens, ExampleStats()),
+                    )
+                )
+        self.retriever.load()
+
+    def choose(self, task: Task, item: Item) -> Sequence[Match]:
+        wanted = Query(TENANT, item.prompt, self.settings.selection.recall_k)
+        (recalled,) = self.retriever.recall([wanted], self.at)
+        return self.selector.select(
+            recalled,
+            student_window_tokens=2048,
+            request_tokens=count_prompt(self.tokenizer, [task.system, item.prompt]),
+            reply_tokens=task.max_tokens,
+            cap=None,
+            system=task.system,
+            now=self.at,
+            student=STUDENT.name,
+        ).shown
+
+    async def ask(self, task: Task, item: Item, shown: Sequence[Match]) -> str:
+        """What the student says."""
+        client = {
+            "model": "auto",
+            "messages": [{"role": "system", "content": task.system}, {"role": "user", "content": item.prompt}],
+            "temperature": 0,
+            "max_tokens": task.max_tokens,
+        }
+        chat = Chat()
+        shots = [Shot(m.example.request, m.example.answer) for m in shown]
+        body = chat.compose(chat.read(orjson.dumps(client)), model=STUDENT.name, shots=shots)
+        url = self.settings.by_price()[0].base_url
+        async with self.session.post(f"{url}/chat/completions", data=body) as reply:
+            reply.raise_for_status()
+            return str((await reply.json())["choices"][0]["message"]["content"])
+
+    async def serve(self, task: Task, items: Sequence[Item]) -> None:
+        """Traffic: answers with their scores, in the record as the proxy writes it."""
+        dearest = self.settings.by_price()[-1]
+        share = PRICES["student"].output / dearest.usd_per_million_output_tokens
+        for n, item in enumerate(items):
+            shown = self.choose(task, item)
+            answer = await self.ask(task, item, shown)
+            quality = float(correct(answer, item))
+            self.store.record(
+                Exchange(
+                    *(f"traffic-{n:03}", TENANT, None, None, self.at, "chat", "auto", False, STUDENT.name),
+                    *(DecisionKind.ROUTED, None, 200, True, True, share, task.system, item.prompt, answer, "stop"),
+                    usage=Usage(1, 1),
+                    shown=[m.example.id for m in shown],
+                )
+            )
+            self.store.add_feedback(Feedback(f"traffic-{n:03}", "check", quality, self.at), tenant=TENANT)
+            if shown:
+                self.utility.partial_fit(np.zeros((1, len(NAMES))), [quality], student=STUDENT.name)
+
+    async def accuracy(self, task: Task, items: Sequence[Item]) -> list[bool]:
+        return [correct(await self.ask(task, item, self.choose(task, item)), item) for item in items]
+
+    def wrong(self, pool: Sequence[Item]) -> float:
+        targets = {item.prompt: item for item in pool}
+        found = self.store.list_examples(TENANT, limit=len(pool))
+        return sum(not correct(e.answer, targets[e.request]) for e in found) / len(pool)
+
+
+async def measure(
+    task: Task, kept_by: str, recorded: Recorded, base_url: str, embedder: Any, session: aiohttp.ClientSession
+) -> Measured:
+    parts = split(task)
+    recorded.begin()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(Path(folder), base_url, KEPT_BY[kept_by])
+        cache = Cache(settings, embedder, session)
+        with closing(cache.store):
+            cache.fill(task, parts.pool, spoiled(parts.pool, BAD))
+            bad_before = cache.wrong(parts.pool)
+            await cache.serve(task, parts.traffic)
+            before = await cache.accuracy(task, parts.held_out)
+            recorded.ledger.clear()
+            report = await assemble.run(settings, Options(workers=1), Quiet(), environ={})
+            prices = {b.model: b for b in settings.backends}
+            billed = sum(nusd(prices[call.model], call.input, call.output) for call in recorded.ledger)
+            cache.retriever.load()
+            after = await cache.accuracy(task, parts.held_out)
+            bad_after = cache.wrong(parts.pool)
+    return Measured(*(task.name, kept_by, bad_before, bad_after, [], before, after, report, billed))
+
+
+def paired(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
+    """Mean of the differences on the same requests, and its 95 % interval by bootstrap."""
+    differences = np.array(after, float) - np.array(before, float)
+    rng = np.random.default_rng(SEED)
+    means = differences[rng.integers(0, len(differences), (BOOTSTRAP, len(differences)))].mean(axis=1)
+    return float(differences.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+
+
+def as_row(m: Measured) -> dict[str, Any]:
+    lift, low, high = paired(m.before, m.after)
+    told = m.report.as_json()
+    return {
+        "task": m.task,
+        "kept_by": m.kept_by,
+        "bad_before": m.bad_before,
+        "bad_after": m.bad_after,
+        "accuracy": {name: float(np.mean(getattr(m, name))) for name in ("clean", "before", "after")},
+        "lift": {"mean": lift, "low": low, "high": high, "n": len(m.after)},
+        "usd": {"report": told["usd"]["confirmed"], "upstream": m.billed_nusd / 1e9},
+        "report": told,
+    }
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"{'task':<22}{'kept by':<11}{'bad answers':<14}{'student before':>15}{'after':>7}{'no bad':>8}"
+        f"  {'lift':<22}{'USD':>10}{'upstream':>10}"
+    ]
+    for row in rows:
+        lift, accuracy = row["lift"], row["accuracy"]
+        interval = f"{lift['mean']:+.2f} [{lift['low']:+.2f}, {lift['high']:+.2f}]"
+        lines.append(
+            f"{row['task']:<22}{row['kept_by']:<11}{row['bad_before']:.2f} -> {row['bad_after']:.2f}  "
+            f"{accuracy['before']:>15.2f}{accuracy['after']:>7.2f}{accuracy['clean']:>8.2f}"
+            f"  {interval:<22}{row['usd']['report']:>10.6f}{row['usd']['upstream']:>10.6f}"
+        )
+    return "\n".join(lines)
+
+
+async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        recorded = Recorded(record, Path(scratch))
+        embedder = make_embedder(config.Embedder())
+        timeout = aiohttp.ClientTimeout(total=600)
+        async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+            for how in kept_by:
+                for task in tasks:
+                    rows.append(as_row(await measure(task, how, recorded, base_url, embedder, session)))
+                    print(as_table(rows[-1:]), flush=True)
+        if recorded.asked_models:
+            recorded.compact()
+            print(f"{recorded.asked_models} answers were not recorded yet and came from the models")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--kept-by", choices=[*KEPT_BY], action="append")
+    parser.add_argument("--task", choices=[task.name for task in TASKS], action="append")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    tasks = [task for task in TASKS if options.task is None or task.name in options.task]
+    rows = asyncio.run(run(options.record, options.kept_by or [*KEPT_BY], tasks))
+    print(as_table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
