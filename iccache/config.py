@@ -211,6 +211,10 @@ class Replay(Section, frozen=True):
     usd_budget: Annotated[NotNegative, say("Most that one run may spend; asked before each call.", "USD")] = 1.0
     samples: Annotated[AtLeastOne, say("New answers asked for per example and round.", "answers")] = 1
     max_rounds: Annotated[AtLeastOne, say("Rounds of replay one example gets in its life.", "rounds")] = 5
+    merge: Annotated[bool, say("Make one of examples with nearly the same request and the same answer.")] = True
+    distil: Annotated[bool, say("Let the teacher write guidance from clusters of examples, to be shown like them.")] = (
+        False
+    )
     payback_days: Annotated[
         Positive, say("A run stops where the offloads that its rounds win do not pay for them within this.", "days")
     ] = 30

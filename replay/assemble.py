@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -15,19 +16,23 @@ from typing import Any, NamedTuple
 from iccache import config
 from iccache.backends.client import make_session
 from iccache.backends.judge import Verdict
+from iccache.errors import BackendError
 from iccache.examples import eviction
 from iccache.examples.redact import Redactor
 from iccache.examples.tokens import make_tokenizer
-from replay import plan, report
+from replay import merge, plan, report
 from replay.best import By
-from replay.calls import Caller, Pace, make_model
+from replay.calls import Caller, Pace, Refused, Unanswerable, make_model
+from replay.distil import Distiller
 from replay.job import Job, Progress, Stop
 from replay.ledger import Ledger
-from replay.load import LoadGate, load_of_proxy
+from replay.load import LoadGate, Overloaded, load_of_proxy
 from replay.plan import Models
 from replay.prices import NUSD
 from replay.report import PlanReport, Report
 from replay.store import ReplayStore, open_replay_store
+
+log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
@@ -79,11 +84,8 @@ class Run:
         self.models = models
         self.job = job
         self.considered = 0
+        self.interrupted = False
         self.told: dict[str, Any] = {}  # by a step's name: what it adds to the report, as JSON
-
-    @property
-    def interrupted(self) -> bool:
-        return self.job.stopped is Stop.INTERRUPTED
 
 
 async def ask_again(run: Run) -> None:
@@ -100,15 +102,35 @@ async def ask_again(run: Run) -> None:
     await run.job.run(candidates, min(run.options.workers, run.models.teacher.max_in_flight))
 
 
+async def merge_duplicates(run: Run) -> None:
+    """Make one of those that say the same."""
+    if run.settings.replay.merge:
+        run.told["merged"] = merge.merge(run.store, run.options.tenant)
+
+
+async def distil_guidance(run: Run) -> None:
+    """Let the teacher write guidance, where it is asked for."""
+    if not run.settings.replay.distil or run.job.stopped in (Stop.ERROR, Stop.LOAD):
+        return
+    job = run.job
+    distiller = Distiller(run.store, run.ledger, job.caller, job.teacher, job.tokenizer, time.time())
+    try:
+        await distiller.run(run.options.tenant)
+    except (BackendError, Refused, Unanswerable, Overloaded) as exc:
+        log.warning("guidance: %s", exc)
+    run.told["distilled"] = distiller.written
+
+
 async def evict(run: Run) -> None:
     """Expire, evict and trim."""
     done = eviction.upkeep(run.store, run.settings, time.time())
+    run.store.delete_orphans()
     run.ledger.upkept(expired=done.expired, evicted=done.evicted, evicted_bytes=done.bytes, trimmed=done.trimmed)
 
 
 Step = Callable[[Run], Awaitable[None]]
 # In this order; after a signal no more of them is begun. A step that has something to tell puts it into `run.told`.
-STEPS: tuple[Step, ...] = (ask_again, evict)
+STEPS: tuple[Step, ...] = (ask_again, merge_duplicates, distil_guidance, evict)
 
 
 async def run(
@@ -140,7 +162,7 @@ async def run(
             )
             ledger.enter()
             at_work = Run(settings, options, store, ledger, models, job)
-            with _stopped_by_signals(job):
+            with _stopped_by_signals(at_work):
                 for step in STEPS:
                     if not at_work.interrupted:
                         await step(at_work)
@@ -175,12 +197,13 @@ def _key(backend: config.Backend, environ: Mapping[str, str]) -> str | None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(job: Job) -> Iterator[None]:
+def _stopped_by_signals(run: Run) -> Iterator[None]:
     """The first SIGTERM or SIGINT lets the calls in flight come to their end; a second one does not wait."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        job.stop(Stop.INTERRUPTED)
+        run.interrupted = True
+        run.job.stop(Stop.INTERRUPTED)
         _restore()
 
     def _restore() -> None:

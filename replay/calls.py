@@ -38,7 +38,7 @@ KEPT_ERROR_CHARS = 200
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None}  # of a field that a model refuses
 
 
-ANSWER, JUDGEMENT = "answer", "judgement"  # kinds of calls
+ANSWER, JUDGEMENT, GUIDANCE = "answer", "judgement", "guidance"  # kinds of calls
 
 
 class Unanswerable(IccacheError):

@@ -137,18 +137,22 @@ class Ledger:
 
     def claim(self, example_id: str, max_rounds: int) -> Item | None:
         """The right to replay an example; None when another has it, this run has had it, or its rounds are used up."""
-        now = self.clock()
         with self.store.transaction():
             stats = self.store.row("SELECT replays FROM example_stats WHERE example_id = ?", [example_id])
             if stats is None or stats["replays"] >= max_rounds:
                 return None
-            round = stats["replays"] + 1
             done = self.store.row(
-                "SELECT 1 FROM replay_items WHERE example_id = ? AND run_id = ? AND result IS NOT NULL",
+                "SELECT 1 FROM replay_items WHERE example_id = ? AND run_id = ? AND result IS NOT NULL AND round > 0",
                 [example_id, self.run_id],
             )
+            return None if done is not None else self.claim_round(example_id, stats["replays"] + 1)
+
+    def claim_round(self, example_id: str, round: int) -> Item | None:
+        """The right to one named round; None when another has it. Rounds below 0 are not of replay: see distil.py."""
+        now = self.clock()
+        with self.store.transaction():
             old = self.store.row("SELECT * FROM replay_items WHERE example_id = ? AND round = ?", [example_id, round])
-            if done is not None or (old is not None and _held(old, now)):
+            if old is not None and _held(old, now):
                 return None
             attempt = 1 if old is None else old["attempt"] + 1
             self.store.write(
@@ -196,6 +200,19 @@ class Ledger:
             [replayed, self.run_id],
         )
         return True
+
+    def finish(self, item: Item) -> bool:
+        """Guidance was written, or cannot be. False when the item is no longer ours. Belongs into its transaction."""
+        mine = self.store.write(
+            "UPDATE replay_items SET worker = NULL, run_id = ?, result = 'distilled'"
+            " WHERE example_id = ? AND round = ? AND attempt = ? AND result IS NULL",
+            [self.run_id, *item],
+        )
+        if mine:
+            self.store.write(
+                "DELETE FROM replay_answers WHERE example_id = ? AND round = ?", [item.example_id, item.round]
+            )
+        return bool(mine)
 
     # money
 

@@ -10,16 +10,20 @@ replay_answers  what calls said, until their item is done, so that a kill costs 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import orjson
 from sqlite_utils import Database, Migrations
 
 from iccache import config
 from iccache.examples import migrations
+from iccache.examples.credit import add_decaying
 from iccache.examples.sqlite import PAGE, Params, SqliteStore
 from iccache.examples.store import SQLITE
+from iccache.types import Example, Matrix, Vector
 
 steps = Migrations("iccache-replay")
 
@@ -110,6 +114,13 @@ class Recovery(NamedTuple):
     quality_before: float  # mean of those before
 
 
+class Failure(NamedTuple):
+    """An answer that was not good enough."""
+
+    request: str
+    answer: str
+
+
 class Record(NamedTuple):
     """How an example did, and how long its texts are: enough to rank it."""
 
@@ -132,7 +143,7 @@ SELECT_RECORDS = """
 SELECT e.id, e.tokens, length(CAST(e.system AS BLOB)), length(CAST(e.request AS BLOB)), length(CAST(e.answer AS BLOB)),
     s.credit, s.credited_quality, s.gain, s.own_quality, s.replays, s.uses, e.at
 FROM example_stats s JOIN examples e ON e.id = s.example_id
-WHERE s.example_id > :after AND (:tenant IS NULL OR e.tenant = :tenant)
+WHERE s.example_id > :after AND (:tenant IS NULL OR e.tenant = :tenant) AND e.backend <> 'distilled'
     AND (s.gain > 0 OR s.credit > 0 OR s.own_quality < 1)
 ORDER BY s.example_id LIMIT :page
 """
@@ -145,10 +156,18 @@ WHERE i.result = 'improved' AND s.credit > 0 AND i.credit_before > 0 AND i.round
     SELECT max(round) FROM replay_items o WHERE o.example_id = i.example_id AND o.result = 'improved'
 )
 """
+DISTILLED = "distilled"  # who answered an entry that was made of others
+SELECT_FAILURES = """
+SELECT task, answer FROM exchanges WHERE quality < :good_enough AND task <> '' AND answer <> ''
+    AND request_id IN (SELECT request_id FROM credits WHERE example_id IN (SELECT value FROM json_each(:ids)))
+    AND (subject IS NULL OR subject IN (SELECT subject FROM examples WHERE id IN (SELECT value FROM json_each(:seen))))
+ORDER BY at DESC, request_id LIMIT :count
+"""
 PEERS_AMONG = 2000  # of a tenant's newest examples
 SELECT_PEERS = """
 SELECT answer FROM (
-    SELECT system, answer FROM examples WHERE tenant = :tenant ORDER BY at DESC, id DESC LIMIT :among
+    SELECT system, answer FROM examples WHERE tenant = :tenant AND backend <> 'distilled'
+    ORDER BY at DESC, id DESC LIMIT :among
 ) WHERE system = :system
 """
 
@@ -182,6 +201,98 @@ class ReplayStore(SqliteStore):
             return []
         found = self._rows(SELECT_PEERS, {"tenant": tenant, "system": system, "among": PEERS_AMONG})
         return [row["answer"] for row in found]
+
+    def tenants(self) -> list[str]:
+        """Whose examples there are."""
+        return [row["tenant"] for row in self._rows("SELECT DISTINCT tenant FROM examples ORDER BY tenant")]
+
+    def by_system(self, tenant: str) -> list[list[Example]]:
+        """A tenant's newer examples that are shown, by system prompt and embedder."""
+        groups: dict[tuple[str, str], list[Example]] = {}
+        for example in self.examples(self._newest(tenant, PEERS_AMONG)):
+            groups.setdefault((example.system, example.embedder), []).append(example)
+        return list(groups.values())
+
+    def requests_of(self, tenant: str, among: int) -> list[tuple[str, list[str], Matrix]]:
+        """(embedder, ids, embeddings) of a tenant's newest examples that are shown; rows (n, dim)."""
+        groups: dict[tuple[str, int], tuple[list[str], list[Vector]]] = {}
+        for row in self._rows(
+            "SELECT id, embedder, embedding FROM examples WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
+            [orjson.dumps(self._newest(tenant, among)).decode()],
+        ):
+            vector = np.frombuffer(row["embedding"], "<f4").astype(np.float32)
+            ids, vectors = groups.setdefault((row["embedder"], len(vector)), ([], []))
+            ids.append(row["id"])
+            vectors.append(vector)
+        return [(embedder, ids, np.stack(vectors)) for (embedder, _), (ids, vectors) in groups.items()]
+
+    def _newest(self, tenant: str, count: int) -> list[str]:
+        rows = self._rows(
+            "SELECT id FROM examples WHERE tenant = ? AND held IS NULL AND backend <> ? ORDER BY at DESC, id LIMIT ?",
+            [tenant, DISTILLED, count],
+        )
+        return [row["id"] for row in rows]
+
+    def distilled_from(self, ids: Sequence[str]) -> int:
+        """How large the cluster was when the guidance was written that was made from any of `ids`; 0: there is none."""
+        row = self._row(
+            "SELECT coalesce(max(-round), 0) FROM replay_items WHERE round < 0 AND result = 'distilled'"
+            " AND example_id IN (SELECT value FROM json_each(:ids)) AND EXISTS (SELECT 1 FROM derivations d"
+            " JOIN examples e ON e.id = d.derived_id WHERE d.source_id IN (SELECT value FROM json_each(:ids))"
+            " AND e.backend = 'distilled')",
+            {"ids": orjson.dumps(list(ids)).decode()},
+        )
+        assert row is not None
+        return int(row[0])
+
+    def failures(self, ids: Sequence[str], seen: Sequence[str], good_enough: float, count: int) -> list[Failure]:
+        """The latest answers that failed with the examples `ids`.
+
+        Those with a subject only where an example of `seen` is that subject's, so that its purge reaches what is made
+        of both.
+        """
+        lists = {"ids": orjson.dumps(list(ids)).decode(), "seen": orjson.dumps(list(seen)).decode()}
+        return [
+            Failure(row["task"], row["answer"])
+            for row in self._rows(SELECT_FAILURES, {**lists, "good_enough": good_enough, "count": count})
+        ]
+
+    def absorb(self, kept: str, gone: str) -> bool:
+        """Make two examples that say the same one. False, and nothing written, when either is no more.
+
+        Sums are added; the gain is the mean of both by their credit. What is said later of the answers that `gone` was
+        shown for moves the record of `kept` no more.
+        """
+        with self.transaction():
+            found = self.examples([kept, gone])
+            if len(found) < 2:
+                return False
+            stays, goes = found[0].stats, found[1].stats
+            offloads, at = add_decaying(
+                stays.offloads, stays.offloads_at, goes.offloads, goes.offloads_at, self._decay_per_hour
+            )
+            credit = stays.credit + goes.credit
+            self._write(
+                "UPDATE example_stats SET uses = ?, credit = ?, credited_quality = ?, offloads = ?, offloads_at = ?,"
+                " gain = ? WHERE example_id = ?",
+                [
+                    *(stays.uses + goes.uses, credit, stays.credited_quality + goes.credited_quality, offloads, at),
+                    (stays.gain * stays.credit + goes.gain * goes.credit) / credit if credit > 0 else stays.gain,
+                    kept,
+                ],
+            )
+            known = goes._replace(own_quality=None)
+            self.confirm(kept, found[1]._replace(stats=known))
+            made = self._rows("SELECT derived_id FROM derivations WHERE source_id = ?", [gone])
+            self.delete_examples([gone, *(row["derived_id"] for row in made)], keep_exchanges=True)
+            return True
+
+    def delete_orphans(self) -> int:
+        """Delete guidance of which a source is gone, by eviction for example; how many. A purge would not reach it."""
+        rows = self._rows(
+            "SELECT DISTINCT derived_id FROM derivations WHERE source_id NOT IN (SELECT id FROM examples)"
+        )
+        return self.delete_examples([row["derived_id"] for row in rows])
 
     def recoveries(self) -> list[Recovery]:
         """The improved examples of which answers were scored before and since."""

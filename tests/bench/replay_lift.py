@@ -107,7 +107,8 @@ def spoiled(pool: Sequence[Item], share: float) -> list[str]:
     ]
 
 
-def settings_for(folder: Path, base_url: str, samples: int) -> config.Config:
+def settings_for(folder: Path, base_url: str, samples: int, **replay: Any) -> config.Config:
+    """A student and a teacher at `base_url`, a store in `folder`, no proxy."""
     return config.parse(
         {
             "server": {"port": 0},  # no proxy runs: there is no load to look at
@@ -126,7 +127,7 @@ def settings_for(folder: Path, base_url: str, samples: int) -> config.Config:
                 }
                 for role, model in (("student", STUDENT), ("teacher", TEACHER))
             ],
-            "replay": {"samples": samples, "usd_budget": 1.0},
+            "replay": {"samples": samples, "usd_budget": 1.0, **replay},
         }
     )
 
