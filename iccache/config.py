@@ -115,11 +115,12 @@ class Backend(Section, frozen=True):
 
 class Embedder(Section, frozen=True):
     backend: Annotated[
-        Literal["sentence-transformers", "hash"],
-        say("The library that runs the embedding model; hash compares words and needs no model."),
-    ] = "sentence-transformers"
+        Literal["static", "sentence-transformers", "hash"],
+        say("What runs the model: static looks up a table of word vectors; hash compares words and needs no model."),
+    ] = "static"
     model: Annotated[
-        str, say("Folder of a sentence-transformers model; the default is all-MiniLM-L6-v2 from its package.")
+        str,
+        say("all-MiniLM-L6-v2 (for static: the table made of it), or the folder of a model of that backend's kind."),
     ] = "all-MiniLM-L6-v2"
     batch: Annotated[AtLeastOne, say("Concurrent requests embedded together, at most.", "texts")] = 32
     cache_entries: Annotated[Count, say("Embeddings kept in memory, so that repeated text costs nothing.", "texts")] = (

@@ -20,8 +20,8 @@ LOOSE_NAMES = {"utils", "util", "helpers", "helper", "base", "common", "misc", "
 
 ONE_HOME = {
     "faiss": {"iccache/examples/index.py"},
-    "sentence_transformers": {"iccache/examples/embed.py"},
-    "torch": {"iccache/examples/embed.py"},
+    "sentence_transformers": {"iccache/examples/embed/sentence_transformer.py"},
+    "torch": {"iccache/examples/embed/sentence_transformer.py"},
     "sqlite_utils": {
         "iccache/examples/sqlite.py",
         "iccache/examples/restore.py",

@@ -24,7 +24,7 @@ from iccache.data.stats import stats
 from iccache.dialects.chat import Chat
 from iccache.errors import IccacheError, StoreError
 from iccache.examples.admission import MAX_BYTES
-from iccache.examples.embed import HashEmbedder
+from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.redact import Redactor
 from iccache.examples.store import ExampleStore, open_store
 from iccache.types import DecisionKind, Matrix, Usage

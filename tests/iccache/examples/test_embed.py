@@ -10,7 +10,11 @@ import pytest
 
 from iccache import config
 from iccache.errors import ConfigError
-from iccache.examples.embed import CachedEmbedder, HashEmbedder, digest, ends, make_embedder, packaged_folder
+from iccache.examples.embed import make_embedder
+from iccache.examples.embed.cached import CachedEmbedder
+from iccache.examples.embed.embedder import digest, ends
+from iccache.examples.embed.hashed import HashEmbedder
+from iccache.examples.embed.sentence_transformer import packaged_folder
 from iccache.types import Matrix
 
 
@@ -84,13 +88,22 @@ def test_a_folder_without_a_model_is_one_line_of_configuration_error(tmp_path: P
         folder.mkdir()
         (folder / "modules.json").write_text(content)
     with pytest.raises(ConfigError) as caught:
-        make_embedder(config.Embedder(model=str(folder)))
+        make_embedder(config.Embedder(backend="sentence-transformers", model=str(folder)))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_importing_the_module_loads_no_model_library() -> None:
     code = "import sys, iccache.examples.embed; print(sorted({'torch', 'sentence_transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_default_embedder_needs_no_model_library() -> None:
+    code = (
+        "import sys; from iccache import config; from iccache.examples.embed import make_embedder\n"
+        "assert make_embedder(config.Embedder()).embed(['hello']).any()\n"
+        "print(sorted({'torch', 'sentence_transformers', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iccache.examples.embed import CachedEmbedder, HashEmbedder
+from iccache.examples.embed.cached import CachedEmbedder
+from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.retriever import Retriever
 from iccache.examples.sqlite import SqliteStore
 from iccache.types import Change, ChangeKind, Example, ExampleStats, Matrix, Query, Vector

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from iccache.config import Backend
 from iccache.errors import ConfigError
-from iccache.examples.embed import packaged_folder
+from iccache.examples.embed.sentence_transformer import packaged_folder
 from iccache.examples.tokens import MESSAGE_TOKENS, PIECE, REPLY_TOKENS, Tokenizer, count_prompt, make_tokenizer
 
 NAMES = ["o200k_base", "cl100k_base", str(packaged_folder() / "tokenizer.json")]

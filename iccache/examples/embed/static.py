@@ -1,0 +1,143 @@
+"""A table of token vectors: text to vector with no neural network at run time.
+
+    v(text) = sum over the distinct tokens t of the text: (count of t)^POWER * row[t],  made unit length
+
+A row's length is its token's weight: frequent words count little. The packaged table was distilled from
+all-MiniLM-L6-v2 (Apache-2.0) by `python -m tests.bench.distill`; how it does beside that model is in the README.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from iccache.errors import ConfigError
+from iccache.examples.embed.embedder import CHARS_READ, digest, ends, first_line, well_formed
+from iccache.types import Matrix, Vector
+
+PACKAGED_TABLE = Path(__file__).with_name("table")
+POWER = 0.5  # a word said four times counts twice
+WINDOW = 254  # tokens; of a longer text half of it from its beginning and half from its end
+GRAM = 3  # characters of the pieces of a word that the vocabulary does not have
+GRAMS = 32  # of one word, at most
+
+Rows = NDArray[np.int8] | NDArray[np.floating[Any]]
+
+
+class StaticEmbedder:
+    """Tokens looked up in a table and added. Holds nothing that changes: any thread may call it, several at once.
+
+    A word whose script the vocabulary lacks is represented by its pieces of three characters, each a direction made
+    of its hash: what is spelled alike lies near, and nothing is known of its meaning.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` None: the packaged table; else one of ours, of model2vec or sentence-transformers' StaticEmbedding.
+
+        Raises ConfigError when there is none in it.
+        """
+        self.folder = PACKAGED_TABLE if folder is None else folder
+        ours = (self.folder / "scales.npy").is_file()
+        try:
+            self._tokenizer = _tokenizer(self.folder)
+            self._rows, self._scales = _own(self.folder) if ours else _foreign(self.folder)
+        except ConfigError:
+            raise
+        except Exception as exc:  # the libraries raise whatever their many parts raise on a broken file
+            raise ConfigError(f"embedder.model: {self.folder} cannot be loaded: {first_line(exc)}") from exc
+        if len(self._rows) < self._tokenizer.get_vocab_size() or len(self._scales) != len(self._rows):
+            raise ConfigError(f"embedder.model: {self.folder} has fewer rows than its vocabulary has tokens")
+        self.dim = self._rows.shape[1]
+        self.identity = f"static:{digest(self.folder)}"
+        self._power = np.float32(POWER if ours else 1.0)  # as a foreign table is meant to be read
+        self._unknown = self._tokenizer.token_to_id("[UNK]") if ours else None
+        self._gram_weight = np.float32(self._usual_length() / np.sqrt(self.dim * GRAM))
+
+    def embed(self, texts: Sequence[str]) -> Matrix:
+        return np.stack([self._one(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
+
+    def _one(self, text: str) -> Vector:
+        encoded = self._tokenizer.encode(ends(well_formed(text), CHARS_READ), add_special_tokens=False)
+        ids = encoded.ids
+        half = WINDOW // 2
+        read = range(len(ids)) if len(ids) <= WINDOW else [*range(half), *range(len(ids) - half, len(ids))]
+        counts = Counter(ids[i] for i in read)
+        unknown = counts.pop(self._unknown, 0) if self._unknown is not None else 0
+        vector = self._sum(counts)
+        if unknown:
+            words = [encoded.offsets[i] for i in read if ids[i] == self._unknown]
+            vector += self._of_unknown(text[a:b] for a, b in words)
+        norm = float(np.linalg.norm(vector))
+        if norm == 0.0:  # nothing but space: one fixed direction
+            vector[0] = norm = 1.0
+        return vector / np.float32(norm)
+
+    def _sum(self, counts: Counter[int]) -> Vector:
+        ids = np.fromiter(counts.keys(), np.intp, len(counts))
+        weights = np.fromiter(counts.values(), np.float32, len(counts)) ** self._power * self._scales[ids]
+        summed: Vector = weights @ self._rows[ids].astype(np.float32)
+        return summed
+
+    def _of_unknown(self, words: Iterable[str]) -> Vector:
+        """(dim,): the sum over their pieces, about as long as that of as many known words."""
+        counts = Counter(gram for word in words for gram in _grams(word))
+        total = np.zeros(self.dim, np.float32)
+        for gram, count in counts.items():
+            total += count**POWER * self._direction(gram)
+        return total * self._gram_weight
+
+    def _direction(self, gram: str) -> Vector:
+        """(dim,): -1 and 1, by its hash."""
+        bits = np.frombuffer(hashlib.shake_128(gram.encode()).digest(-(-self.dim // 8)), np.uint8)
+        return np.unpackbits(bits)[: self.dim].astype(np.float32) * 2.0 - 1.0
+
+    def _usual_length(self) -> float:
+        """Median length of a row."""
+        rows = self._rows[::16].astype(np.float32) * self._scales[::16, np.newaxis]
+        return float(np.median(np.linalg.norm(rows, axis=1)))
+
+
+def _grams(word: str) -> list[str]:
+    padded = f" {word.lower()} "
+    return [padded[i : i + GRAM] for i in range(max(1, len(padded) - GRAM + 1))][:GRAMS]
+
+
+def _tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_file(str(_file(folder, "tokenizer.json")))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _file(folder: Path, name: str) -> Path:
+    """The file in `folder`, or where sentence-transformers puts it. Raises ConfigError."""
+    for file in (folder / name, folder / "0_StaticEmbedding" / name):
+        if file.is_file():
+            return file
+    raise ConfigError(f"embedder.model: {folder} is not the folder of a static table: there is no {name}")
+
+
+def _own(folder: Path) -> tuple[Rows, Vector]:
+    """A table as `tests.bench.distill` writes it: rows (n, dim) int8 in files of columns, factors (n,)."""
+    shards = sorted(folder.glob("rows-*.npy"))
+    scales = np.load(folder / "scales.npy").astype(np.float32)
+    return np.ascontiguousarray(np.concatenate([np.load(shard) for shard in shards], axis=1)), scales
+
+
+def _foreign(folder: Path) -> tuple[Rows, Vector]:
+    """A table of model2vec (embeddings, perhaps weights and mapping) or StaticEmbedding (embedding.weight)."""
+    tensors = load_file(_file(folder, "model.safetensors"))
+    rows = tensors.get("embeddings", tensors.get("embedding.weight"))
+    if rows is None or rows.ndim != 2:
+        raise ConfigError(f"embedder.model: {folder} holds {', '.join(sorted(tensors)) or 'nothing'}, not a table")
+    if "mapping" in tensors:
+        rows = rows[tensors["mapping"]]
+    return rows, np.asarray(tensors.get("weights", np.ones(len(rows))), np.float32)
