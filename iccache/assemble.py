@@ -33,7 +33,7 @@ from iccache.plan import Directory
 from iccache.reuse import Reuse
 from iccache.select import Select
 from iccache.warm import Warm
-from router.linear import LinearThompson
+from router.linear import LinearThompson, LinearUcb
 from router.load import LoadTracker
 from router.policy import Always, Policy, Uniform
 from router.routing import Router
@@ -143,7 +143,7 @@ class Proxy:
         r = settings.routing
         self.router = Router(
             self._policy(r.policy),
-            exploration=r.exploration if r.policy == "linear-thompson" else 0.0,
+            exploration=r.exploration if r.policy in config.LEARNING_POLICIES else 0.0,
             quality_target=r.quality_target,
             theta=r.theta,
             lambda0=r.lambda0,
@@ -165,6 +165,7 @@ class Proxy:
             cheapest, dearest = self.directory.by_price[0].name, self.directory.by_price[-1].name
             makers: dict[str, Callable[[], Policy]] = {
                 "linear-thompson": LinearThompson,
+                "linear-ucb": LinearUcb,
                 "uniform": Uniform,
                 "teacher": lambda: Always(dearest),
                 "student": lambda: Always(cheapest),

@@ -24,6 +24,7 @@ ENV_PREFIX = "ICCACHE_"
 DEFAULT_FILE = Path("iccache.toml")
 DIALECTS: tuple[Literal["chat", "responses", "messages"], ...] = ("chat", "responses", "messages")
 
+LEARNING_POLICIES = frozenset({"linear-thompson", "linear-ucb"})
 Placement = Literal["start", "end"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -150,8 +151,8 @@ class Routing(Section, frozen=True):
         default_factory=lambda: ["auto"]
     )
     policy: Annotated[
-        Literal["linear-thompson", "uniform", "teacher", "student"],
-        say("How a backend is chosen; all but the first are baselines to compare with."),
+        Literal["linear-thompson", "linear-ucb", "uniform", "teacher", "student"],
+        say("How a backend is chosen; those that do not learn are baselines to compare with."),
     ] = "linear-thompson"
     quality_target: Annotated[
         Share, say("Share of the teacher's expected quality that a cheaper backend has to keep to be preferred.")

@@ -35,6 +35,7 @@ class Plan:
     students: tuple[config.Backend, ...] = ()  # candidates that may be shown examples
     request_tokens: int = 0
     turns: int = 1
+    system: str = ""  # the system prompt
     most_output: int | None = None  # tokens that the client allows the answer
     covered: Mapping[str, int] = field(default_factory=dict)  # tokens of what was said before, by where examples go
     warm: str | None = None  # the backend that answered the turn before this one, and so may have those in its cache
@@ -180,6 +181,7 @@ class Directory:
             DecisionKind.ROUTED,
             request_tokens=request_tokens,
             turns=ask.turns,
+            system=ask.system,
             most_output=ask.max_output_tokens,
             covered=_covered(ask, request_tokens),
             warm=warm,

@@ -158,6 +158,7 @@ def signals(plan: Plan) -> Signals:
         tokens=plan.request_tokens,
         turns=plan.turns,
         examples={name: _example_signals(shown) for name, shown in plan.shown.items() if shown},
+        system=plan.system,
     )
 
 

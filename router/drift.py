@@ -12,7 +12,15 @@ class Cusum:
     that were expected to be one half (surprises of +-0.5) alarm about once in ten thousand. `alarm` = inf: never.
     """
 
-    def __init__(self, slack: float = 0.25, alarm: float = 4.0, fall: float = 0.0, rise: float = 0.0) -> None:
+    def __init__(
+        self,
+        slack: float = 0.25,
+        alarm: float = 4.0,
+        fall: float = 0.0,
+        rise: float = 0.0,
+        falling: int = 0,
+        rising: int = 0,
+    ) -> None:
         for name, value in {"slack": slack, "alarm": alarm, "fall": fall, "rise": rise}.items():
             if math.isnan(value) or value < 0:
                 raise ValueError(f"{name} must be >= 0, not {value}")
@@ -20,15 +28,27 @@ class Cusum:
         self.alarm = alarm
         self.fall = fall
         self.rise = rise
+        self.falling = falling  # surprises since `fall` was 0
+        self.rising = rising
 
-    def observe(self, surprise: float) -> bool:
-        """True when the sum of surprises to one side has crossed the alarm."""
+    @property
+    def suspects(self) -> int:
+        """How many of the last surprises may already be of a change."""
+        return max(self.falling, self.rising)
+
+    def observe(self, surprise: float) -> int:
+        """0, or when the sum to one side has crossed the alarm, how many of the last surprises, this one included,
+        are of the change: those since that sum was 0, which is where the change most likely began."""
         self.fall = max(0.0, self.fall - surprise - self.slack)
         self.rise = max(0.0, self.rise + surprise - self.slack)
+        self.falling = self.falling + 1 if self.fall else 0
+        self.rising = self.rising + 1 if self.rise else 0
         if max(self.fall, self.rise) <= self.alarm:
-            return False
+            return 0
+        since = self.falling if self.fall > self.rise else self.rising
         self.fall = self.rise = 0.0
-        return True
+        self.falling = self.rising = 0
+        return since
 
     def fresh(self) -> Self:
         return type(self)(self.slack, self.alarm)

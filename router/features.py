@@ -2,19 +2,26 @@
 
 import hashlib
 import math
+import re
+import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.types import NO_EXAMPLES, Arm, Matrix, Signals, Vector
+from router.types import Arm, ExampleSignals, Matrix, Signals, Vector
 
 N_PROJECTED = 64  # fewer blur kinds of request into each other, more make each decision dearer
 PROJECTED_LIMIT = 4.0  # a projected coordinate of a unit vector has variance 1: four standard deviations
 
+N_SYSTEM = 16
+SKETCHED_CHARS = 4096  # of a system prompt; what comes later is not looked at
+
 NAMES: tuple[str, ...] = (
     "constant",
     *(f"embedding_{i}" for i in range(N_PROJECTED)),
+    *(f"system_{i}" for i in range(N_SYSTEM)),
     "log_tokens",
     "turns",
     "examples",
@@ -24,27 +31,39 @@ NAMES: tuple[str, ...] = (
     "utility_mean",
     "example_tokens",
 )
+KIND = slice(1, 1 + N_PROJECTED + N_SYSTEM)  # the columns that tell kinds of request apart
+_SIZE = KIND.stop  # here begin what is long and how many
 
 
 def features(signals: Signals, arm: Arm) -> Vector:
     """(n_features,) in the order of `NAMES`: the constant is 1, embedding coordinates are within
     +-`PROJECTED_LIMIT`, everything else within +-1."""
-    examples = signals.examples.get(arm.name, NO_EXAMPLES)
-    for name, value in (
-        ("tokens", signals.tokens),
-        ("turns", signals.turns),
-        ("example count", examples.count),
-        ("example tokens", examples.tokens),
-    ):
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0, not {value}")
-    x = np.zeros(len(NAMES))
-    x[0] = 1.0
+    row: Vector = feature_rows(signals, [arm])[0]
+    return row
+
+
+def feature_rows(signals: Signals, arms: Sequence[Arm]) -> Matrix:
+    """(n_arms, n_features): `features` of every arm. What they have in common is computed once."""
+    if not (signals.tokens >= 0 and signals.turns >= 0):
+        raise ValueError(f"tokens and turns must be >= 0, not {signals.tokens}, {signals.turns}")
+    x = np.zeros((len(arms), len(NAMES)))
+    x[:, 0] = 1.0
     if signals.embedding is not None:
-        x[1 : 1 + N_PROJECTED] = project(signals.embedding)
-    x[1 + N_PROJECTED :] = (
-        _unit(math.log((1 + signals.tokens) / 101) / 5),  # 0 at 100 tokens
-        _unit(math.log1p(max(0, signals.turns - 1)) / math.log(33)),  # 0 at one turn, 1 at 33
+        x[:, 1 : 1 + N_PROJECTED] = project(signals.embedding)
+    if signals.system:
+        x[:, 1 + N_PROJECTED : KIND.stop] = sketch(signals.system)
+    x[:, _SIZE] = _unit(math.log((1 + signals.tokens) / 101) / 5)  # 0 at 100 tokens
+    x[:, _SIZE + 1] = _unit(math.log1p(max(0, signals.turns - 1)) / math.log(33))  # 0 at one turn, 1 at 33
+    for row, arm in zip(x, arms, strict=True):
+        if (examples := signals.examples.get(arm.name)) is not None:
+            row[_SIZE + 2 :] = _of_examples(examples)
+    return x
+
+
+def _of_examples(examples: ExampleSignals) -> tuple[float, ...]:
+    if not (examples.count >= 0 and examples.tokens >= 0):
+        raise ValueError(f"example count and tokens must be >= 0, not {examples.count}, {examples.tokens}")
+    found = (
         _unit(examples.count / 5),
         _unit(examples.similarity_max),
         _unit(examples.similarity_mean),
@@ -52,20 +71,48 @@ def features(signals: Signals, arm: Arm) -> Vector:
         _unit(examples.utility_mean),
         _unit(math.log1p(examples.tokens) / math.log1p(4096)),
     )
-    if not np.isfinite(x).all():
-        bad = [name for name, value in zip(NAMES, x, strict=True) if not math.isfinite(value)]
+    if not all(map(math.isfinite, found)):
+        bad = [name for name, value in zip(NAMES[_SIZE + 2 :], found, strict=True) if not math.isfinite(value)]
         raise ValueError(f"signals give features that are not finite: {', '.join(bad)}")
-    return x
+    return found
 
 
 def project(embedding: NDArray[np.floating]) -> Vector:
     """(dim,) of unit norm -> (N_PROJECTED,) of about unit variance, clipped to +-`PROJECTED_LIMIT`."""
     if embedding.ndim != 1 or not embedding.size:
         raise ValueError(f"an embedding has one axis and at least one entry, not shape {embedding.shape}")
-    if not np.isfinite(embedding).all():
-        raise ValueError("an embedding's entries must be finite")
     projected = projection(embedding.size) @ embedding.astype(np.float64)
-    return np.clip(projected, -PROJECTED_LIMIT, PROJECTED_LIMIT)
+    if not np.isfinite(projected).all():  # what is not finite makes every sum of signs so
+        raise ValueError("an embedding's entries must be finite")
+    clipped: Vector = projected.clip(-PROJECTED_LIMIT, PROJECTED_LIMIT)
+    return clipped
+
+
+def sketch(system: str) -> Vector:
+    """(N_SYSTEM,) of +-1: which system prompt a request comes with. Two prompts agree in about (1 + J) / 2 of the
+    places, J being the share of lines and sentences that both have of those that either has (b-bit minwise hashing, Li
+    and König 2010). So the same prompt with another date in one line is nearly the same, and a new one is unlike all.
+    """
+    known: Vector = _sketch(system[:SKETCHED_CHARS])
+    return known
+
+
+@lru_cache(maxsize=256)
+def _sketch(system: str) -> Vector:
+    pieces = {piece.strip() for piece in re.split(r"[\n.;]+", system)} or {""}
+    codes = np.array([zlib.crc32(piece.encode("utf-8", "surrogatepass")) for piece in pieces], dtype=np.uint64)
+    mixed = (codes + np.uint64(1)) * _ODD[:, None]  # (N_SYSTEM, n_pieces), modulo 2^64
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= _ODD[::-1, None]
+    signs: Vector = (mixed.min(axis=1) * _ODD[0] >> np.uint64(63)).astype(np.float64) * 2 - 1
+    signs.flags.writeable = False
+    return signs
+
+
+_ODD = np.array(
+    [int.from_bytes(hashlib.sha256(b"router.features sketch %d" % i).digest()[:8], "big") | 1 for i in range(N_SYSTEM)],
+    dtype=np.uint64,
+)
 
 
 @lru_cache(maxsize=8)

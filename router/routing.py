@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from router.features import features
+from router.features import feature_rows
 from router.load import load_bias
 from router.policy import Policy, one_hot
 from router.reward import load_prices, relative_cost
@@ -60,7 +60,7 @@ class Router:
         names = tuple(arm.name for arm in arms)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"arms must be at least one, with different names, not {list(names)}")
-        x = np.stack([features(signals, arm) for arm in arms])
+        x = feature_rows(signals, arms)
         bias = self.load_bias(arms, load)
         dearest = price_order(arms)[-1]
         chosen = self.policy.probabilities(x, arms, bias, self.quality_target)

@@ -54,6 +54,7 @@ class Signals:
     tokens: int
     turns: int
     examples: Mapping[str, ExampleSignals]  # by arm name; absent = none
+    system: str = ""  # the system prompt, which says much of the kind of request
 
 
 @dataclass(frozen=True, slots=True, eq=False)

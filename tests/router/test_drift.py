@@ -20,7 +20,7 @@ def test_a_bias_within_the_slack_never_alarms():
 def test_fair_coins_hardly_ever_alarm(rng):
     alarms, cusum = 0, Cusum()
     for surprise in rng.choice([-0.5, 0.5], size=100_000):
-        alarms += cusum.observe(surprise)
+        alarms += cusum.observe(surprise) > 0
     assert 1 <= alarms <= 30
 
 
@@ -38,3 +38,10 @@ def test_an_infinite_alarm_is_off():
 def test_values_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Cusum(**bad)
+
+
+def test_an_alarm_says_since_when():
+    cusum = Cusum(slack=0.25, alarm=4.0)
+    answers = [cusum.observe(s) for s in [0.3, -0.1, 0.0, *[-0.9] * 7]]
+    assert answers == [*[0] * 9, 7]
+    assert (cusum.falling, cusum.rising) == (0, 0)

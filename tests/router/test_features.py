@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.features import N_PROJECTED, NAMES, PROJECTED_LIMIT, features, project, projection
+from router.features import (
+    N_PROJECTED,
+    N_SYSTEM,
+    NAMES,
+    PROJECTED_LIMIT,
+    feature_rows,
+    features,
+    project,
+    projection,
+    sketch,
+)
 from router.types import Arm, ExampleSignals, Signals
 from tests.router.worlds import STUDENT, TEACHER, TwoKinds
 
@@ -95,3 +105,41 @@ def test_unit_vectors_have_unit_variance_and_cosines_survive(rng):
     assert np.mean(np.concatenate(x) ** 2) == pytest.approx(1.0, abs=0.1)
     for a, b in ((0, 0), (0, 1), (1, 1)):
         assert (x[a] @ x[b].T).mean() / N_PROJECTED == pytest.approx((kinds[a] @ kinds[b].T).mean(), abs=0.12)
+
+
+def test_rows_are_the_features_of_each_arm(rng):
+    signals, arms = TwoKinds(rng).signals(0), [STUDENT, TEACHER]
+    np.testing.assert_array_equal(feature_rows(signals, arms), [features(signals, arm) for arm in arms])
+
+
+def prompt(*, of, lines, dated="Today is Monday."):
+    return "\n".join([dated, *(f"Rule {i} of {of}: do as it says" for i in range(lines))])
+
+
+def test_system_prompts_agree_in_the_share_of_lines_that_they_have_in_common():
+    """Places that agree, over many pairs of prompts: (1 + Jaccard) / 2."""
+
+    def agreement(pairs):
+        return np.mean([(sketch(a) == sketch(b)).mean() for a, b in pairs])
+
+    unlike = [(prompt(of=f"a{i}", lines=9), prompt(of=f"b{i}", lines=9, dated="Now.")) for i in range(300)]
+    assert agreement(unlike) == pytest.approx(0.5, abs=0.03)
+    half = [(prompt(of=i, lines=9, dated="A."), prompt(of=i, lines=4, dated="A.")) for i in range(300)]
+    assert agreement(half) == pytest.approx(0.75, abs=0.03)  # 5 of 10
+    another_day = [(prompt(of=i, lines=9), prompt(of=i, lines=9, dated="Today is Friday.")) for i in range(300)]
+    assert agreement(another_day) == pytest.approx((1 + 9 / 11) / 2, abs=0.03)
+
+
+def test_a_sketch_is_the_same_in_every_process_and_none_is_no_prompt():
+    text = "".join("+" if v > 0 else "-" for v in sketch("You are a helpful assistant.\nAnswer in French."))
+    assert text == "------+-++-+++++"
+    assert sketch("").shape == (N_SYSTEM,)
+    first = 1 + N_PROJECTED
+    assert (features(Signals(None, 1, 1, {}), STUDENT)[first : first + N_SYSTEM] == 0).all()
+    x = features(Signals(None, 1, 1, {}, system="Be brief."), STUDENT)
+    np.testing.assert_array_equal(x[first : first + N_SYSTEM], sketch("Be brief."))
+
+
+@given(st.text(max_size=200))
+def test_any_system_prompt_has_a_sketch(text):
+    assert set(np.abs(sketch(text))) == {1.0}

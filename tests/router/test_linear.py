@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from router.features import NAMES
-from router.linear import STUDENT_PRIOR, TEACHER_PRIOR, LinearThompson, Prior, Statistics
+from router.features import KIND, NAMES
+from router.linear import LinearThompson, LinearUcb
+from router.regression import STEP, STUDENT_PRIOR, TEACHER_PRIOR, Prior, Statistics, Traffic
 from router.types import Arm
 from tests.router.test_choice import by_quadrature
 from tests.router.worlds import MIDDLE, STUDENT, TEACHER
@@ -61,10 +62,11 @@ def test_the_posterior_mean_is_ridge_regression(rng):
 def test_with_a_discount_old_feedback_counts_less_and_the_prior_in_full(rng):
     x, y = feedback(rng)
     policy = fed(small(discount=0.9, noise_sd=0.2), x, y)
-    mean, covariance = closed_form(PRIOR, x, y, 0.2, 0.9 ** np.arange(len(y))[::-1])
+    weights = 0.9 ** (STEP * (len(y) // STEP - np.arange(len(y)) // STEP))  # whole steps since
+    mean, covariance = closed_form(PRIOR, x, y, 0.2, weights)
     np.testing.assert_allclose(policy.posterior("student").mean, mean, atol=1e-10)
     np.testing.assert_allclose(policy.posterior("student").covariance, covariance, atol=1e-10)
-    assert policy.statistics_["student"].count == pytest.approx(10 * (1 - 0.9**60))
+    assert policy.statistics_["student"].count == pytest.approx(weights.sum())
 
 
 def test_an_arm_never_seen_has_its_prior():
@@ -275,7 +277,11 @@ def test_learning_goes_on_after_a_restore_as_if_nothing_had_happened(rng):
     one, two = fed(small(alarm=4.0), x[:30], y[:30]), small(alarm=4.0)
     two.restore(one.state())
     assert two.drift_["student"].fall == one.drift_["student"].fall
-    assert fed(one, x[30:], y[30:]).state() == fed(two, x[30:], y[30:]).state()
+    fed(one, x[30:], y[30:])
+    fed(two, x[30:], y[30:])
+    np.testing.assert_array_equal(one.statistics_["student"].gram, two.statistics_["student"].gram)
+    np.testing.assert_allclose(one.posterior("student").mean, two.posterior("student").mean, atol=1e-10)
+    assert two.drift_["student"].fall == pytest.approx(one.drift_["student"].fall, abs=1e-10)
 
 
 def edited(state, **changes):
@@ -357,3 +363,68 @@ def test_replacing_what_never_was_is_refused():
 def test_parameters_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValueError):
         small(**bad)
+
+
+def test_an_upper_confidence_bound_is_the_closed_form(rng):
+    x, y = feedback(rng)
+    learning = {"names": list("abcd"), "student_prior": PRIOR, "teacher_prior": PRIOR, "discount": 1.0}
+    policy = fed(fed(LinearUcb(alpha=1.5, **learning), x, y), x, np.ones(len(x)), arm="teacher")
+    arms, row = [STUDENT, TEACHER], np.array([1.0, 0.3, -0.2, 0.1])
+    rows = np.stack([row] * 2)
+    means, sds = policy.beliefs(rows, arms)
+    assert sds[0] == pytest.approx(math.sqrt(row @ closed_form(PRIOR, x, y, 0.3)[1] @ row))
+    bound, certain_of = means[0] + 1.5 * sds[0], min(1.0, means[1])
+    assert bound < certain_of
+    for target, expected in ((bound / certain_of - 1e-6, [1, 0]), (bound / certain_of + 1e-6, [0, 1])):
+        np.testing.assert_array_equal(policy.probabilities(rows, arms, np.zeros(2), target), expected)
+
+
+def test_feedback_added_one_by_one_is_as_good_as_all_at_once(rng):
+    x, y = feedback(rng, n=24)
+    policy = small()
+    policy.posterior("student")  # in use, so kept up to date from here on
+    fed(policy, x, y)
+    mean, covariance = closed_form(PRIOR, x, y, 0.3)
+    np.testing.assert_allclose(policy.posterior("student").mean, mean, atol=1e-10)
+    np.testing.assert_allclose(policy.posterior("student").covariance, covariance, atol=1e-10)
+
+
+def test_the_prior_over_kinds_follows_the_traffic(rng):
+    """Two kinds of request that differ along one direction: a weight along it is believed to be larger than others."""
+    policy = LinearThompson(traffic=Traffic(even=0.02, along=0.08), discount=1.0)
+    direction = np.zeros(len(NAMES))
+    direction[KIND] = rng.choice([-1.0, 1.0], size=KIND.stop - KIND.start)
+    rows = np.array([rng.choice([-0.5, 0.5]) * direction for _ in range(400)])
+    rows[:, KIND] += 0.5 * rng.normal(size=rows[:, KIND].shape)
+    rows[:, 0] = 1.0
+    for row in rows:
+        policy.learn("teacher", row, 1.0)
+    policy.adapt()
+    c = np.cov(rows[:, KIND].T, bias=True) + 0.1 * np.eye(KIND.stop - KIND.start)
+    np.testing.assert_allclose(policy.kinds_, 0.02 * np.eye(len(c)) / np.trace(c) + 0.08 * c / np.trace(c @ c))
+    assert np.trace(policy.kinds_ @ c) == pytest.approx(0.1)  # quality varies so much over the traffic, a priori
+    along, across = direction[KIND] / np.linalg.norm(direction), np.linalg.qr(rng.normal(size=(len(c), 2)))[0].T
+    across = across[0] - (across[0] @ along) * along
+    assert along @ policy.kinds_ @ along > 5 * across @ policy.kinds_ @ across / (across @ across)
+    other = LinearThompson(traffic=Traffic(even=0.02, along=0.08))
+    other.restore(policy.state())
+    np.testing.assert_array_equal(other.kinds_, policy.kinds_)
+
+
+def test_shards_of_a_log_merge_into_what_one_learns_from_all_of_it(rng):
+    """Also the prior over kinds, which is chosen by what all have seen."""
+    rows = np.clip(rng.normal(size=(90, len(NAMES))), -1, 1)
+    y = rng.random(90)
+    one = fed(LinearThompson(discount=1.0, alarm=np.inf), rows, y)
+    shards = [fed(LinearThompson(discount=1.0, alarm=np.inf), rows[i::3], y[i::3]) for i in range(3)]
+    merged = LinearThompson(discount=1.0, alarm=np.inf)
+    for shard in shards:
+        merged.merge(shard.statistics_)
+    for policy in (one, merged):
+        policy.adapt()
+    got, wanted = merged.statistics_["student"], one.statistics_["student"]
+    np.testing.assert_allclose(got.gram, wanted.gram)
+    np.testing.assert_allclose(got.response, wanted.response)
+    assert (got.count, got.seen) == (wanted.count, wanted.seen) == (90, 90)
+    np.testing.assert_allclose(merged.posterior("student").mean, one.posterior("student").mean, atol=1e-10)
+    np.testing.assert_allclose(merged.posterior("student").covariance, one.posterior("student").covariance, atol=1e-10)

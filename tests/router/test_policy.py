@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from router.features import NAMES
-from router.linear import LinearThompson
+from router.linear import LinearThompson, LinearUcb
 from router.policy import Always, Threshold, Uniform
 from router.types import Arm
 from tests.router.worlds import MIDDLE, STUDENT, TEACHER
@@ -27,8 +27,9 @@ policies = pytest.mark.parametrize(
         Uniform,
         lambda: Threshold(predicted, 0.5),
         LinearThompson,
+        LinearUcb,
     ],
-    ids=["always", "uniform", "threshold", "linear"],
+    ids=["always", "uniform", "threshold", "linear", "ucb"],
 )
 
 
@@ -64,8 +65,8 @@ def test_what_was_learned_survives_a_round_trip(make, rng):
         policy.learn("student", rng.normal(size=len(NAMES)), rng.random())
     other.restore(policy.state())
     assert other.state() == policy.state()
-    np.testing.assert_array_equal(
-        other.probabilities(X, ARMS, NO_BIAS, 0.8), policy.probabilities(X, ARMS, NO_BIAS, 0.8)
+    np.testing.assert_allclose(
+        other.probabilities(X, ARMS, NO_BIAS, 0.8), policy.probabilities(X, ARMS, NO_BIAS, 0.8), atol=1e-12
     )
 
 
