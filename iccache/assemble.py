@@ -22,7 +22,8 @@ from iccache.examples.embed import make_embedder
 from iccache.examples.redact import Redactor
 from iccache.examples.retriever import Retriever
 from iccache.examples.selector import Selector
-from iccache.examples.store import ExampleStore, open_store
+from iccache.examples.snapshots import Snapshots
+from iccache.examples.store import ExampleStore, file_of, open_store
 from iccache.examples.tokens import make_tokenizer
 from iccache.examples.utility import RecordUtility
 from iccache.examples.writer import Writer
@@ -122,7 +123,9 @@ class Proxy:
         """With its own reading connection, in the thread that calls this."""
         self.store = self._open_store().reader()
         ttl_s = self.settings.cache.ttl_days * 86400
-        return Retriever(self.store, make_embedder(self.settings.embedder), ttl_s=ttl_s)
+        embedder = make_embedder(self.settings.embedder)
+        self.snapshots = Snapshots(self.store.reader, embedder.identity, embedder.dim, file_of(self.settings.store.url))
+        return Retriever(self.store, embedder, ttl_s=ttl_s, snapshots=self.snapshots)
 
     def _selector(self) -> Selector:
         return Selector(self.utility, self.settings.selection)
@@ -210,6 +213,7 @@ class Proxy:
         await asyncio.gather(self.following, return_exceptions=True)
         await self.learner.stop(self.settings.server.drain_s)
         await asyncio.to_thread(self.writer.close, self.settings.server.drain_s)
+        await asyncio.to_thread(self.snapshots.close)
         await asyncio.to_thread(self.select.thread.close)
         await self.session.close()
 

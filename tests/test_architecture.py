@@ -19,7 +19,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 LOOSE_NAMES = {"utils", "util", "helpers", "helper", "base", "common", "misc", "manager", "managers"}
 
 ONE_HOME = {
-    "faiss": {"iccache/examples/index.py"},
+    "faiss": {"iccache/examples/index/flat.py", "iccache/examples/index/clustered.py"},
     "sentence_transformers": {"iccache/examples/embed/sentence_transformer.py"},
     "torch": {"iccache/examples/embed/sentence_transformer.py"},
     "sqlite_utils": {

@@ -18,6 +18,7 @@ from sqlite_utils import Database
 
 from iccache.errors import StoreError
 from iccache.examples import migrations
+from iccache.examples.index import snapshot
 from iccache.examples.sqlite import RESTORED_STATE, SqliteStore, Translated
 
 KEPT = ".before-restore"
@@ -96,6 +97,7 @@ def _replace_content(target: Path, staged: Path, keep: bool) -> Path | None:
             connection.execute("PRAGMA secure_delete = ON")
             with closing(sqlite3.connect(staged)) as source:
                 source.backup(connection, pages=-1, progress=_patience(target))
+        snapshot.beside(target).unlink(missing_ok=True)  # it may hold what the backup does not
         live.checkpoint()
         return kept
 
@@ -140,6 +142,7 @@ def _replace_file(target: Path, staged: Path, keep: bool) -> Path | None:
         else:
             old.unlink(missing_ok=True)
     os.replace(staged, target)
+    snapshot.beside(target).unlink(missing_ok=True)
     return kept if keep else None
 
 

@@ -1,93 +1,95 @@
 """The nearest examples of a request's own tenant.
 
-The store is the truth. The indexes here only say where to look: whatever they name is read from the store before it
+The store is the truth. The indexes only say where to look: whatever they name is read from the store before it
 is used, so what was deleted there cannot appear, however late the news of it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
+from iccache.errors import IccacheError
+from iccache.examples.catalogue import BLOCK, Catalogue
 from iccache.examples.embed import Embedder
-from iccache.examples.index import FlatIndex, VectorIndex
-from iccache.types import Change, ChangeKind, Example, Matrix, Query, Recalled, Vector
+from iccache.examples.index import VectorIndex
+from iccache.examples.index.flat import FlatIndex
+from iccache.examples.index.snapshot import SnapshotError
+from iccache.examples.snapshots import Snapshots, Source, apply
+from iccache.types import Change, Example, Matrix, Query, Recalled, Vector
 
-BLOCK = 4096  # embeddings handed to an index at once while loading
+log = logging.getLogger(__name__)
 
-
-class StoreReader(Protocol):
-    """What is read of the store."""
-
-    def examples(self, ids: Sequence[str]) -> list[Example]:
-        """Those of `ids` that exist, in their order."""
-        ...
-
-    def embeddings(self) -> Iterator[tuple[str, str, str, float, Vector]]:
-        """(id, tenant, embedder, at, embedding) of every example."""
-        ...
+CHANGES_AT_ONCE = 100  # applied to a catalogue that is to be taken over: a few milliseconds
+WAIT_FOR_FIRST = 50_000  # examples: with more, and no snapshot, a process waits for one before it takes requests
 
 
 class Retriever:
-    """One index per tenant, made when it is first needed. Belongs to one thread, like the store it reads."""
+    """Finds examples by one catalogue, and puts a better one in its place. Belongs to one thread, like its store."""
 
     def __init__(
         self,
-        store: StoreReader,
+        store: Source,
         embedder: Embedder,
         *,
         ttl_s: float = 0.0,
+        snapshots: Snapshots | None = None,
         make_index: Callable[[int], VectorIndex] = FlatIndex,
     ) -> None:
-        """`ttl_s`: older examples are not recalled; 0: no end."""
+        """`ttl_s`: older examples are not recalled; 0: no end. Without `snapshots`, all are compared with all."""
         self.store = store
         self.embedder = embedder
         self.ttl_s = ttl_s
+        self.snapshots = snapshots
         self.make_index = make_index
-        self._indexes: dict[str, VectorIndex] = {}  # by tenant
-        self._tenant: dict[str, str] = {}  # of each indexed example
-        self._stale: dict[str, None] = {}  # ids in the order they are to be embedded anew
+        self.catalogue = self._empty()
+        self.loaded_at = 0  # changes up to this one are in the catalogue
+        self._next: Catalogue | None = None  # made meanwhile; not yet up to date
+        self._outdated = False  # the catalogue in use has missed changes: it only bridges the time to the next
 
     def __len__(self) -> int:
         """Examples that can be found."""
-        return len(self._tenant)
+        return len(self.catalogue)
 
     def load(self) -> None:
-        """Index everything in the store. Changes that follow are applied with `apply`."""
-        self._indexes, self._tenant, self._stale = {}, {}, {}
-        blocks: dict[str, list[tuple[str, Vector]]] = {}
-        for id, tenant, embedder, _, vector in self.store.embeddings():
-            if embedder != self.embedder.identity or vector.shape != (self.embedder.dim,):
-                self._stale[id] = None
-                continue
-            block = blocks.setdefault(tenant, [])
-            block.append((id, vector))
-            if len(block) == BLOCK:
-                self._add(tenant, blocks.pop(tenant))
-        for tenant, block in blocks.items():
-            self._add(tenant, block)
+        """Index everything in the store. Changes that follow are applied with `apply`.
+
+        From the snapshot, or where there is none that fits, from the embeddings in the store. Where these are many, a
+        process that has just begun waits for a new snapshot, and one that has long served goes on as before meanwhile.
+        """
+        if self.snapshots is None:
+            self.catalogue = self._read_all()
+            return
+        newest = self.store.last_change()
+        try:
+            self.catalogue = self.snapshots.open(self.store)
+        except SnapshotError as exc:
+            log.info("no snapshot to begin with: %s", exc)
+            if len(self.catalogue) > WAIT_FOR_FIRST:
+                self._outdated = True
+                self.snapshots.start()
+                return
+            self.catalogue = self._made() if self.store.count_examples() > WAIT_FOR_FIRST else self._read_all()
+        self.loaded_at = newest
+
+    def look_after(self) -> None:
+        """Take over a catalogue that was made meanwhile; have one made where that would pay. To be called often."""
+        if self.snapshots is None:
+            return
+        self._next = self.snapshots.finished() or self._next
+        if self._next is not None:
+            self._take_over(self._next)
+        elif not self.snapshots.at_work() and self._outdated:
+            self.catalogue, self._outdated = self._read_all(), False
+        elif self.catalogue.is_worn() or not self._is_of_newest():
+            self.snapshots.start()
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Follow the store: index what was added or replaced, forget what was deleted."""
-        ids = list(dict.fromkeys(c.key for c in changes if c.kind is ChangeKind.EXAMPLE))
-        if not ids:
-            return
-        present = {example.id: example for example in self.store.examples(ids)}
-        for id in ids:
-            example = present.get(id)
-            if example is None or example.held is not None:
-                self._forget(id)
-            elif not self._comparable(example):
-                self._forget(id)
-                self._stale[id] = None
-            else:
-                if self._tenant.get(id, example.tenant) != example.tenant:
-                    self._forget(id)
-                self._stale.pop(id, None)
-                self._add(example.tenant, [(id, example.embedding)])
+        apply(self.catalogue, [change for change in changes if change.seq > self.loaded_at], self.store)
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         """(n, dim), unit rows."""
@@ -109,18 +111,18 @@ class Retriever:
 
     def stale(self) -> list[str]:
         """Examples embedded by another model: they cannot be found until they are embedded anew."""
-        return list(self._stale)
+        return list(self.catalogue.stale)
 
     def reembed(self, limit: int) -> list[tuple[str, Vector]]:
         """New embeddings for at most `limit` stale examples, to be written to the store.
 
         They are found as soon as `apply` sees that change. Asking again before goes on with the next ones.
         """
-        ids = list(islice(self._stale, limit))
+        ids = list(islice(self.catalogue.stale, limit))
         examples = self.store.examples(ids)
         for id in ids:
-            del self._stale[id]
-        self._stale.update((example.id, None) for example in examples)
+            del self.catalogue.stale[id]
+        self.catalogue.stale.update((example.id, None) for example in examples)
         vectors = self.embed([example.request for example in examples])
         return [(example.id, vector) for example, vector in zip(examples, vectors, strict=True)]
 
@@ -132,10 +134,12 @@ class Retriever:
         hits = [self._search(search) for search in searches]
         ids = {id: None for hit in hits for id in hit}
         examples = {example.id: example for example in self.store.examples(list(ids))}
-        usable = {e.id for e in examples.values() if e.held is None and self._comparable(e) and not self._old(e, now)}
+        usable = {
+            e.id for e in examples.values() if e.held is None and self.catalogue.comparable(e) and not self._old(e, now)
+        }
         for id in ids:
             if id not in usable:
-                self._forget(id)
+                self.catalogue.forget(id)
         short = []
         for search, hit in zip(searches, hits, strict=True):
             search.take(examples[id] for id in hit if id in usable)
@@ -145,28 +149,55 @@ class Retriever:
         return short
 
     def _search(self, search: _Search) -> list[str]:
-        index = self._indexes.get(search.query.tenant)
-        return [id for id, _ in index.search(search.vector, search.reach)] if index is not None else []
-
-    def _comparable(self, example: Example) -> bool:
-        return example.embedder == self.embedder.identity and example.embedding.shape == (self.embedder.dim,)
+        return self.catalogue.search(search.query.tenant, search.vector, search.reach)
 
     def _old(self, example: Example, now: float) -> bool:
         return self.ttl_s > 0 and now - example.at > self.ttl_s
 
-    def _add(self, tenant: str, block: Sequence[tuple[str, Vector]]) -> None:
-        if tenant not in self._indexes:
-            self._indexes[tenant] = self.make_index(self.embedder.dim)
-        self._indexes[tenant].add_many([id for id, _ in block], np.stack([vector for _, vector in block]))
-        self._tenant.update((id, tenant) for id, _ in block)
+    def _empty(self) -> Catalogue:
+        return Catalogue(self.embedder.identity, self.embedder.dim, self.make_index)
 
-    def _forget(self, id: str) -> None:
-        self._stale.pop(id, None)
-        tenant = self._tenant.pop(id, None)
-        if tenant is not None:
-            self._indexes[tenant].remove(id)
-            if len(self._indexes[tenant]) == 0:
-                del self._indexes[tenant]
+    def _read_all(self) -> Catalogue:
+        """From the embeddings in the store."""
+        catalogue = self._empty()
+        blocks: dict[str, list[tuple[str, Vector]]] = {}
+        for id, tenant, embedder, _, vector in self.store.embeddings():
+            if embedder != self.embedder.identity or vector.shape != (self.embedder.dim,):
+                catalogue.stale[id] = None
+                continue
+            block = blocks.setdefault(tenant, [])
+            block.append((id, vector))
+            if len(block) == BLOCK:
+                _add(catalogue, tenant, blocks.pop(tenant))
+        for tenant, block in blocks.items():
+            _add(catalogue, tenant, block)
+        return catalogue
+
+    def _made(self) -> Catalogue:
+        """By way of a new snapshot; without one where it cannot be written."""
+        assert self.snapshots is not None
+        try:
+            return self.snapshots.make(self.store)
+        except (IccacheError, OSError) as exc:
+            log.warning("no snapshot can be made, every search compares with all examples: %s", exc)
+            return self._read_all()
+
+    def _take_over(self, made: Catalogue) -> None:
+        """Put a finished catalogue in the place of the one in use, once it lacks nothing; a few changes at a time."""
+        changes = self.store.changes(made.cursor, CHANGES_AT_ONCE)
+        apply(made, changes, self.store)
+        if len(changes) < CHANGES_AT_ONCE:
+            self.catalogue, self._next, self._outdated = made, None, False
+            self.loaded_at = made.cursor
+
+    def _is_of_newest(self) -> bool:
+        """Whether the snapshot in use, if any, is the one that has the name."""
+        snapshot = self.catalogue.snapshot
+        return snapshot is None or snapshot.is_current()
+
+
+def _add(catalogue: Catalogue, tenant: str, block: Sequence[tuple[str, Vector]]) -> None:
+    catalogue.add(tenant, [id for id, _ in block], np.stack([vector for _, vector in block]))
 
 
 class _Search:

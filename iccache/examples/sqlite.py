@@ -27,6 +27,7 @@ from sqlite_utils import Database
 from iccache.errors import StoreError
 from iccache.examples import credit, migrations, standing
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
+from iccache.examples.index import snapshot
 from iccache.types import (
     BackendScore,
     Change,
@@ -83,6 +84,7 @@ class SqliteStore:
         self._clock = clock
         self._depth = 0  # of transactions
         self._erased = False  # the log may still hold what was deleted
+        self._deleted: list[str] = []  # ids of examples; the snapshot of the index may still hold their vectors
         self._next_checkpoint = 0.0  # monotonic; not before, where a long reader was in the way
         with self._translated():
             self._db = self._open()
@@ -108,8 +110,13 @@ class SqliteStore:
         with self._translated():
             if self._depth:
                 self._require_open()
-                with self._nested(), self._db.atomic():
-                    yield
+                deleted = len(self._deleted)
+                try:
+                    with self._nested(), self._db.atomic():
+                        yield
+                except BaseException:
+                    del self._deleted[deleted:]
+                    raise
                 return
             # IMMEDIATE: a transaction that starts by reading could not become a writing one once another has written
             self._db.execute("BEGIN IMMEDIATE")
@@ -121,10 +128,25 @@ class SqliteStore:
                 self._db.commit()
             except BaseException:
                 self._db.rollback()
+                self._deleted.clear()
                 raise
+        if self._deleted:
+            self._scrub()
         if self._erased and time.monotonic() >= self._next_checkpoint:
             with suppress(StoreError):  # the log could not be emptied now: a later commit tries again
                 self.checkpoint()
+
+    def _scrub(self) -> None:
+        """Erase from the snapshot of the index what was deleted here. One that cannot be written to is removed."""
+        ids, self._deleted = self._deleted, []
+        if isinstance(self.path, str):
+            return
+        beside = snapshot.beside(self.path)
+        try:
+            snapshot.scrub(beside, ids)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
 
     @contextmanager
     def _nested(self) -> Generator[None]:
@@ -591,6 +613,7 @@ class SqliteStore:
             )
             for row in rows:
                 self._append(ChangeKind.EXAMPLE, row["id"])
+            self._deleted += [row["id"] for row in rows]
             self._erased = self._erased or bool(rows)
             return len(rows)
 
@@ -646,6 +669,10 @@ class SqliteStore:
             "SELECT seq, kind, key, old, new FROM changes WHERE seq > ? ORDER BY seq LIMIT ?", [since, limit]
         )
         return [Change(row["seq"], ChangeKind(row["kind"]), row["key"], row["old"], row["new"]) for row in rows]
+
+    def next_change(self, kind: ChangeKind, since: int) -> int | None:
+        row = self._row("SELECT seq FROM changes WHERE seq > ? AND kind = ? ORDER BY seq LIMIT 1", [since, str(kind)])
+        return None if row is None else int(row["seq"])
 
     def last_change(self) -> int:
         return int(self._number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'changes'"))
@@ -710,7 +737,8 @@ class SqliteStore:
             "exchanges": int(self._number("SELECT coalesce(sum(text_bytes), 0) FROM exchanges")),
         }
         file, wal = self._files()
-        return {**sizes, "other": max(0, file - sum(sizes.values())), "wal": wal}
+        index = 0 if isinstance(self.path, str) else _file_size(snapshot.beside(self.path))
+        return {**sizes, "other": max(0, file - sum(sizes.values())), "wal": wal, "index": index}
 
     def _files(self) -> tuple[int, int]:
         """Sizes of the file and of its write-ahead log."""

@@ -14,7 +14,7 @@ from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
-from iccache.types import Change, Daily, Example, Exchange, Feedback, Hold, Kept, Vector, Weighed
+from iccache.types import Change, ChangeKind, Daily, Example, Exchange, Feedback, Hold, Kept, Vector, Weighed
 
 SQLITE = "sqlite:///"
 
@@ -188,7 +188,8 @@ class ExampleStore(Protocol):
         those that were derived from them, which go too.
 
         `keep_exchanges` (for eviction, which saves space and hides nothing) leaves the exchanges' text. Freed bytes
-        are overwritten in the file, and the log is emptied after the commit (see `checkpoint`). Appends changes.
+        are overwritten in the file, in the snapshot of the vectors beside it too, and the log is emptied after the
+        commit (see `checkpoint`). Appends changes.
         """
 
     def purge(self, tenant: str, subject: str | None = None, *, dry_run: bool = False) -> dict[str, int]:
@@ -202,6 +203,9 @@ class ExampleStore(Protocol):
 
     def changes(self, since: int, limit: int = 1000) -> list[Change]:
         """Changes with `seq > since`, in order."""
+
+    def next_change(self, kind: ChangeKind, since: int) -> int | None:
+        """The seq of the first change of `kind` with `seq > since`; None when there is none."""
 
     def last_change(self) -> int:
         """The seq of the newest change ever made; 0 when there was none."""
@@ -242,7 +246,7 @@ class ExampleStore(Protocol):
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes by part: "examples" and "exchanges" (their text), "embeddings", "other" (indexes, numbers, feed, free
-        pages) and "wal". They sum to the size of the store's files.
+        pages), "wal" and "index" (the snapshot of the vectors). They sum to the size of the store's files.
         """
 
     def writable(self) -> bool:
@@ -291,6 +295,12 @@ def restore_store(url: str, backup: Path, *, keep: bool = True) -> Path | None:
     if name == MEMORY:
         raise ConfigError("store.url: a store in memory ends with its process: nothing can be restored to it")
     return restore_file(Path(name).absolute(), Path(backup).absolute(), keep=keep)
+
+
+def file_of(url: str) -> Path | None:
+    """The file of the store at `url`; None where it has none that lasts."""
+    name = _name(url)
+    return None if name == MEMORY else Path(name).absolute()
 
 
 def _name(url: str) -> str:

@@ -73,6 +73,13 @@ class Follower:
                 self.cursor = states[0][0]
             except ValueError as exc:
                 log.warning("the kept statistics cannot be used, learning from the whole history again: %s", exc)
+        self.cursor = await self.access.read(self._first_needed)
+
+    def _first_needed(self, store: ExampleStore) -> int:
+        """Where to begin: a million imported examples that are in the index already need not be gone through."""
+        first = store.next_change(ChangeKind.QUALITY, self.cursor)
+        nothing_until = store.last_change() if first is None else first - 1
+        return max(self.cursor, min(nothing_until, self.access.select.retriever.loaded_at))
 
     async def follow(self, upkeep: Callable[[], Awaitable[None]]) -> None:
         """Apply the store's changes as they come, and do the `upkeep` after each turn, until cancelled."""

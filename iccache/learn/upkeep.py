@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from iccache.examples.retriever import Retriever
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
 from iccache.learn.record import Recorder
 from iccache.learn.spending import Spending
+from iccache.types import Vector
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class Upkeep:
     async def _reembed(self) -> None:
         """A few of the examples that were embedded by another model; the rest at the next turns."""
         select = self.access.select
-        rows = await select.thread.run(lambda: select.retriever.reembed(REEMBEDDED_AT_ONCE))
+        rows = await select.thread.run(lambda: _turn(select.retriever))
         if not rows:
             return
         identity = select.retriever.embedder.identity
@@ -76,3 +78,9 @@ class Upkeep:
 
         await self.access.write(write)
         self.follower.kicked.set()
+
+
+def _turn(retriever: Retriever) -> list[tuple[str, Vector]]:
+    """In the thread that owns the index: a look at its state, and some of the examples it cannot compare."""
+    retriever.look_after()
+    return retriever.reembed(REEMBEDDED_AT_ONCE)

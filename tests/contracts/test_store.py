@@ -561,6 +561,21 @@ def test_changes_are_numbered_and_read_from_a_cursor(store: ExampleStore) -> Non
     assert [c.seq for c in store.changes(seqs[1], limit=2)] == seqs[2:4]
 
 
+def test_the_next_change_of_a_kind_is_found(store: ExampleStore) -> None:
+    assert store.next_change(ChangeKind.EXAMPLE, 0) is None
+    exchange = make_exchange()
+    store.admit(make_example("e1"))
+    store.record(exchange)
+    store.add_feedback(make_feedback(), tenant=exchange.tenant)
+    store.admit(make_example("e2"))
+    changes = store.changes(0)
+    assert {c.kind for c in changes} == set(ChangeKind)
+    for kind in ChangeKind:
+        for since in range(changes[-1].seq + 1):
+            later = [c.seq for c in changes if c.kind is kind and c.seq > since]
+            assert store.next_change(kind, since) == (later[0] if later else None)
+
+
 def test_trimmed_changes_are_not_numbered_again(store: ExampleStore) -> None:
     for i in range(3):
         store.admit(make_example(f"e{i}"))
@@ -602,7 +617,7 @@ def test_trim_deletes_what_is_old_a_piece_at_a_time(store: ExampleStore) -> None
 
 def test_sizes_are_told_by_part(store: ExampleStore) -> None:
     before = store.size_bytes()
-    assert set(before) == {"examples", "embeddings", "exchanges", "other", "wal"}
+    assert set(before) == {"examples", "embeddings", "exchanges", "other", "wal", "index"}
     store.admit(make_example("e1", system="é", request="12345", answer="678"))
     store.record(make_exchange(system="", task="abc", answer="d"))
     sizes = store.size_bytes()

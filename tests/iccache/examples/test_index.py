@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from iccache.examples.index import SMALLEST, FlatIndex
+from iccache.examples.index.flat import SMALLEST, FlatIndex
 
 
 def test_memory_follows_the_number_of_vectors() -> None:

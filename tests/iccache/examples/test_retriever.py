@@ -240,7 +240,7 @@ def test_a_tenants_last_example_takes_its_index_along(shelf: Shelf, retriever: R
     put(shelf, retriever, example("a", "hello"))
     shelf.held.clear()
     retriever.apply(changed("a"))
-    assert retriever._indexes == {}
+    assert retriever.catalogue._indexes == {}
 
 
 def test_tenants_never_see_each_others_examples_over_thousands_of_requests(shelf: Shelf, retriever: Retriever) -> None:
@@ -275,7 +275,7 @@ def test_an_example_whose_tenant_changed_in_the_store_is_not_shown_to_the_old_on
     retriever.apply(changed("a"))
     assert ids(retriever, "hello", "old") == []
     assert ids(retriever, "hello", "new") == ["a"]
-    assert set(retriever._indexes) == {"new"}
+    assert set(retriever.catalogue._indexes) == {"new"}
 
 
 histories = st.lists(

@@ -1,40 +1,16 @@
-"""Which vectors are nearest. An index holds one tenant's vectors and belongs to one thread."""
+"""Comparing with every vector: exact, and the cheapest while there are few."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import faiss
 import numpy as np
 
+from iccache.examples.index import checked
 from iccache.types import Matrix, Vector
 
 SMALLEST = 64  # rows that are reserved at least
-
-
-class VectorIndex(Protocol):
-    """Unit vectors by id. Adding a known id replaces its vector."""
-
-    def add(self, id: str, vector: Vector) -> None:
-        """`vector` (dim,), unit norm. Raises ValueError on another shape, or on what is not finite."""
-        ...
-
-    def add_many(self, ids: Sequence[str], vectors: Matrix) -> None:
-        """`vectors` (n, dim), unit rows. Where an id is repeated, the last one holds."""
-        ...
-
-    def remove(self, id: str) -> None:
-        """Forget `id`; nothing happens when it is unknown."""
-        ...
-
-    def search(self, vector: Vector, k: int) -> list[tuple[str, float]]:
-        """At most `k` ids with their cosine in [-1, 1], best first."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __contains__(self, id: object) -> bool: ...
 
 
 class FlatIndex:
@@ -53,10 +29,7 @@ class FlatIndex:
         self.add_many([id], np.asarray(vector)[np.newaxis])
 
     def add_many(self, ids: Sequence[str], vectors: Matrix) -> None:
-        if vectors.shape != (len(ids), self.dim):
-            raise ValueError(f"vectors of shape {vectors.shape} for {len(ids)} ids of {self.dim} dimensions")
-        if not np.isfinite(vectors).all():
-            raise ValueError("a vector is not finite")
+        checked(ids, vectors, self.dim)
         rows = [self._take_row(id) for id in ids]
         self._house(len(self._ids))
         for row, vector in zip(rows, vectors, strict=True):
