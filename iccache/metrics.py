@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,6 +13,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+CHILDREN = 4096  # label values of one metric that are kept at hand; more only cost time
 
 
 class Row(NamedTuple):
@@ -110,7 +113,7 @@ class Metrics:
 
     def _counter(self, name: str, sentence: str, labels: list[str]) -> Counter:
         metric = Counter(name, sentence, labels, registry=self.registry)
-        self._all.append(metric)
+        self._keep(metric)
         return metric
 
     def _gauge(
@@ -118,13 +121,18 @@ class Metrics:
     ) -> Gauge:
         mode = "livesum" if sum_of_processes else "livemax"
         metric = Gauge(name, sentence, labels or [], registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
-        self._all.append(metric)
+        self._keep(metric)
         return metric
 
     def _histogram(self, name: str, sentence: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
         metric = Histogram(name, sentence, labels, registry=self.registry, buckets=buckets)
-        self._all.append(metric)
+        self._keep(metric)
         return metric
+
+    def _keep(self, metric: MetricWrapperBase) -> None:
+        """List it, and keep its children at hand: to find one costs more than to count."""
+        self._all.append(metric)
+        metric.__dict__["labels"] = lru_cache(maxsize=CHILDREN)(metric.labels)
 
 
 def forget_process(pid: int) -> None:

@@ -57,15 +57,20 @@ class Tap:
     def __init__(self, reader: AnswerReader, whole: bool) -> None:
         self.reader = reader
         self.chunks: list[bytes] | None = [] if whole else None
+        self._answer: Answer | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         self.reader.feed(chunk)
+        self._answer = None
         if self.chunks is not None:
             self.chunks.append(chunk)
         return chunk
 
     def answer(self) -> Answer:
-        return self.reader.answer()
+        """What has come so far, understood once."""
+        if self._answer is None:
+            self._answer = self.reader.answer()
+        return self._answer
 
     def body(self) -> bytes:
         return b"".join(self.chunks or ())
@@ -143,7 +148,8 @@ class Pipeline:
     def parse(self, call: Call) -> Ask:
         """The body, understood; what the headers ask of iccache laid over what the body asks."""
         ask = call.dialect.read(call.body)
-        return replace(ask, controls=read_controls(call.headers, ask.controls))
+        controls = read_controls(call.headers, ask.controls)
+        return ask if controls == ask.controls else replace(ask, controls=controls)
 
     async def decide(self, call: Call, ask: Ask) -> Plan:
         """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""
@@ -221,7 +227,7 @@ class Pipeline:
             first_byte_s=first - call.arrived,
             overhead_s=(call.sent or first) - call.arrived,
             propensity=self.propensity(plan, drawn) if kind is DecisionKind.ROUTED else None,
-            features=self.features(plan, reply.backend),
+            features=plan.decision.features if drawn and plan.decision else self.features(plan, reply.backend),
             shown=[m.example.id for m in self.shown(plan, backend)],
             considered=plan.considered_for(backend),
             backends=plan.scores(),

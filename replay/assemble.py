@@ -146,7 +146,7 @@ async def run(
             began = time.monotonic()
             ledger = Ledger(store, settings.replay.usd_budget)
             gate = LoadGate(
-                load_of_proxy(settings.server, session), settings.replay.pause_above_load, options.max_wait_s
+                load_of_proxy(settings.server, session.http), settings.replay.pause_above_load, options.max_wait_s
             )
             redactor = Redactor(settings.privacy.redact, settings.privacy.patterns)
             job = Job(

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import aiohttp
 import orjson
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from iccache import config
-from iccache.backends.client import BackendClient
+from iccache.backends.client import BackendClient, Session
 from iccache.dialects.answer import load, mapping
 from iccache.dialects.chat import Chat
 from iccache.errors import BackendError, IccacheError
@@ -205,5 +204,5 @@ def _worth_another_try(exc: BaseException) -> bool:
     return exc.retriable if isinstance(exc, Refused) else isinstance(exc, BackendError)
 
 
-def make_model(backend: config.Backend, key: str | None, session: aiohttp.ClientSession) -> Model:
+def make_model(backend: config.Backend, key: str | None, session: Session) -> Model:
     return Model(backend, BackendClient(backend, key, session))

@@ -14,6 +14,11 @@ from iccache.errors import RequestError
 async def read_body(request: web.Request) -> bytes:
     """The whole body. Raises RequestError: 413 above `max_body_bytes`, and what `pieces` raises."""
     most = request.app[PROXY].settings.server.max_body_bytes
+    if request.content.is_eof() and request.content.exception() is None:  # it came with the head, as most do
+        whole = request.content.read_nowait()
+        if len(whole) <= most:
+            return whole
+        raise RequestError(413, f"the body is larger than {most} bytes", code="request_too_large")
     body = bytearray()
     async for piece in pieces(request):
         body += piece

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from io import BytesIO
-from types import SimpleNamespace
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from types import SimpleNamespace, TracebackType
+from typing import Any, Protocol, Self
 
 import aiohttp
 from multidict import CIMultiDict
@@ -15,23 +14,56 @@ from yarl import URL
 
 from iccache import config
 from iccache.backends.headers import for_upstream
+from iccache.backends.wire import Broken, Connection, Origin, Pool
 from iccache.errors import BackendError, BackendTimeout, RequestError
 from iccache.types import Reason
 
 Body = bytes | AsyncIterable[bytes] | None
 
 STALE_WITHIN_S = 2.0  # a reused connection that breaks later than this had a server at work on the request
-_LARGE_BYTES = 1 << 20  # beyond this, bytes are written piece by piece
 _HEADER_BYTES = 1 << 16
 _VERSION = re.compile(r"/v\d+[a-z0-9]*(/|$)")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _NOT_OF_A_URL = re.compile(r"[^\x21-\x7e]")  # a space or a line break would end the request line
 _MESSAGES = "/v1/messages"
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})  # without a body they say so
 _QUIET = ("User-Agent", "Content-Type", "Accept")  # only what the client sent
 
 
-def make_session(*, reuse: bool = True) -> aiohttp.ClientSession:
-    """A session for backends: no limit of its own, no cookies, no proxy from the environment, nothing decoded."""
+class Session:
+    """What all backends of a process share: the pool, and aiohttp for what is rare."""
+
+    def __init__(self, *, reuse: bool = True) -> None:
+        self.pool = Pool(reuse=reuse)
+        self.http = _http(reuse=True)  # WebSockets
+        self.fresh = _http(reuse=False)  # a connection for each request: uploads in pieces
+
+    @property
+    def in_use(self) -> int:
+        """Connections with an answer under way, WebSockets and uploads apart."""
+        return self.pool.in_use
+
+    async def close(self) -> None:
+        self.pool.close()
+        await self.http.close()
+        await self.fresh.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def make_session(*, reuse: bool = True) -> Session:
+    """A session for backends: no limit of its own, no cookies, no proxy from the environment, nothing decoded.
+
+    `reuse` False: no connection is used twice.
+    """
+    return Session(reuse=reuse)
+
+
+def _http(*, reuse: bool) -> aiohttp.ClientSession:
     if reuse:
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
     else:
@@ -48,67 +80,128 @@ def make_session(*, reuse: bool = True) -> aiohttp.ClientSession:
     )
 
 
+class Source(Protocol):
+    """Where an answer's bytes come from."""
+
+    async def read(self, until: float) -> bytes:
+        """What has come; b"" at the end. Raises TimeoutError at `until` on the loop's clock, and what breaks."""
+        ...
+
+    def close(self) -> None:
+        """Whatever has not come yet is not wanted."""
+        ...
+
+
 class Upstream:
     """An answer that has begun: its head and first bytes are here."""
 
     def __init__(
-        self, backend: config.Backend, response: aiohttp.ClientResponse, first: bytes, deadline: float
+        self,
+        backend: config.Backend,
+        status: int,
+        headers: CIMultiDict[str],
+        source: Source,
+        first: bytes,
+        deadline: float,
     ) -> None:
-        self.status = response.status
-        self.headers: CIMultiDict[str] = CIMultiDict(response.headers)
+        self.status = status
+        self.headers = headers
         self._backend = backend
-        self._response = response
+        self._source = source
         self._first = first
         self._deadline = deadline
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes, once. Raises BackendError or BackendTimeout where it breaks."""
+    async def chunks(self, broken: Callable[[], object] = lambda: None) -> AsyncIterator[bytes]:
+        """The body as it comes, once. Raises BackendError or BackendTimeout where it breaks, `broken` called before."""
         chunk, self._first = self._first, b""
+        now = asyncio.get_running_loop().time
+        idle, deadline, read = self._backend.idle_timeout_s, self._deadline, self._source.read
         while chunk:
             yield chunk
-            chunk = await self._next()
+            until = now() + idle
+            try:
+                if until - idle >= deadline:
+                    raise TimeoutError
+                chunk = await read(until if until < deadline else deadline)
+            except (TimeoutError, Broken, aiohttp.ClientError, OSError) as exc:
+                broken()
+                raise self._translated(exc, late=until >= deadline) from exc
 
     def close(self) -> None:
         """Whatever has not come yet is not wanted: the connection closes, which stops the upstream."""
-        self._response.close()
+        self._source.close()
 
-    async def _next(self) -> bytes:
-        now = asyncio.get_running_loop().time()
-        idle = self._backend.idle_timeout_s
-        if now >= self._deadline:
-            raise _too_long(self._backend)
-        try:
-            async with asyncio.timeout_at(min(now + idle, self._deadline)):
-                return await self._response.content.readany()
-        except TimeoutError as exc:
-            if now + idle >= self._deadline:
-                raise _too_long(self._backend) from exc
-            raise BackendTimeout(
-                f"{self._backend.name} was silent for {idle:g} s in the middle of its answer", Reason.SLOW
-            ) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise BackendError(f"{self._backend.name} broke off its answer: {_why(exc)}", Reason.RESET) from exc
+    def _translated(self, exc: Exception, *, late: bool) -> BackendError:
+        name, idle = self._backend.name, self._backend.idle_timeout_s
+        if not isinstance(exc, TimeoutError):
+            return BackendError(f"{name} broke off its answer: {_why(exc)}", Reason.RESET)
+        if late:
+            return _too_long(self._backend)
+        return BackendTimeout(f"{name} was silent for {idle:g} s in the middle of its answer", Reason.SLOW)
+
+
+class Sending:
+    """`async with` around an answer: begun on entering, closed on leaving."""
+
+    def __init__(self, begin: Coroutine[Any, Any, Upstream]) -> None:
+        self._begin = begin
+
+    async def __aenter__(self) -> Upstream:
+        self._upstream = await self._begin
+        return self._upstream
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._upstream.close()
 
 
 class BackendClient:
     """Sends requests to one backend. `key` goes there with every request; the client's own keys never do."""
 
-    def __init__(self, backend: config.Backend, key: str | None, session: aiohttp.ClientSession) -> None:
+    def __init__(self, backend: config.Backend, key: str | None, session: Session) -> None:
         self.backend = backend
         self._base, self._basic = _without_credentials(URL(backend.base_url))
+        self._origin = Origin(self._base.host or "", self._base.port or 80, self._base.scheme == "https")
+        self._prefix = self._base.raw_path.rstrip("/")
+        self._versioned = bool(_VERSION.search(self._prefix))
+        port = "" if self._base.is_default_port() else f":{self._base.port}"
+        self._host = f"Host: {self._base.host_subcomponent}{port}\r\n"
         self._key = key
         self._session = session
+        if self._origin.tls:
+            session.pool.expect_tls()
 
     def send(
         self, method: str, path: str, *, query: str = "", headers: Mapping[str, str], body: Body = None
-    ) -> AbstractAsyncContextManager[Upstream]:
+    ) -> Sending:
+        """`begin`, as a context that closes the answer."""
+        return Sending(self.begin(method, path, query=query, headers=headers, body=body))
+
+    def begin(
+        self, method: str, path: str, *, query: str = "", headers: Mapping[str, str], body: Body = None
+    ) -> Coroutine[Any, Any, Upstream]:
         """An answer, from its first byte on. `path` as clients write it, /v1/...; `query` without its question mark.
 
-        Entering raises BackendError or BackendTimeout until the head and the first byte of the body (or its end) are
-        here, so that another backend may still be asked. Leaving early closes the connection. A request whose reused
+        Raises BackendError or BackendTimeout until the head and the first byte of the body (or its end) are here, so
+        that another backend may still be asked. Closing it early closes the connection. A request whose reused
         connection proved closed goes once more on a fresh one; a body that can be read only once starts on one.
         """
-        return self._send(method, self.url(path, query), self._headers(path, headers, body), body)
+        sent = self._headers(path, headers, body)
+        if method == "HEAD" or not (body is None or isinstance(body, bytes)):
+            return self._in_pieces(method, self.url(path, query), sent, body)
+        return self._whole(self._head(method, self.target(path, query), sent, body), body)
+
+    async def _whole(self, head: bytes, body: bytes | None) -> Upstream:
+        deadline = asyncio.get_running_loop().time() + self.backend.timeout_s
+        connection = self._session.pool.take(self._origin)
+        if connection is not None:
+            try:
+                return await self._asked(connection, head, body, deadline)
+            except BackendError as exc:
+                if not exc.stale:
+                    raise
+        return await self._asked(await self._connected(deadline), head, body, deadline)
 
     async def converse(
         self, path: str, query: str, headers: Mapping[str, str], protocols: Sequence[str], largest_bytes: int
@@ -118,7 +211,7 @@ class BackendClient:
         for name in [name for name in sent if name.lower().startswith("sec-websocket-")]:
             del sent[name]
         async with asyncio.timeout(self.backend.connect_timeout_s):
-            return await self._session.ws_connect(
+            return await self._session.http.ws_connect(
                 self.url(path, query),
                 headers=sent,
                 protocols=protocols,
@@ -129,13 +222,17 @@ class BackendClient:
 
     def url(self, path: str, query: str = "") -> URL:
         """Where `path` is on this backend: its version is dropped where the base URL already has one."""
+        return URL(f"{self._base.origin()}{self.target(path, query)}", encoded=True)
+
+    def target(self, path: str, query: str = "") -> str:
+        """The path and query of `url`. Raises RequestError for a path that leads elsewhere."""
         if not path.startswith("/") or _DOT_SEGMENT.search(path) or _NOT_OF_A_URL.search(path + query):
             raise RequestError(400, "The path cannot be used.")
-        base = self._base.raw_path.rstrip("/")
-        if _VERSION.search(base):
-            path = re.sub(r"^/v1(?=/|$)", "", path)
-        query = "&".join(q for q in (self._base.raw_query_string, query) if q)
-        return URL(f"{self._base.origin()}{base}{path}{'?' + query if query else ''}", encoded=True)
+        if self._versioned and (path.startswith("/v1/") or path == "/v1"):
+            path = path[3:]
+        if own := self._base.raw_query_string:
+            query = f"{own}&{query}" if query else own
+        return f"{self._prefix}{path}?{query}" if query else (self._prefix + path or "/")
 
     def _headers(self, path: str, headers: Mapping[str, str], body: Body) -> CIMultiDict[str]:
         sent = for_upstream(headers)
@@ -145,41 +242,62 @@ class BackendClient:
                 sent["x-api-key"] = self._key
         elif self._basic is not None:
             sent["Authorization"] = self._basic
-        given = {name.lower(): value for name, value in headers.items()}
-        if _only_once(body) and "content-length" in given and "content-encoding" not in given:
-            sent["Content-Length"] = given["content-length"]
+        if _only_once(body):
+            given = {name.lower(): value for name, value in headers.items()}
+            if "content-length" in given and "content-encoding" not in given:
+                sent["Content-Length"] = given["content-length"]
         return sent
 
-    @asynccontextmanager
-    async def _send(self, method: str, url: URL, headers: CIMultiDict[str], body: Body) -> AsyncIterator[Upstream]:
-        deadline = asyncio.get_running_loop().time() + self.backend.timeout_s
-        async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(make_session(reuse=False)) if _only_once(body) else self._session
-            try:
-                upstream = await self._begin(session, method, url, headers, body, deadline)
-            except BackendError as exc:
-                if not exc.stale:
-                    raise
-                fresh = await stack.enter_async_context(make_session(reuse=False))
-                upstream = await self._begin(fresh, method, url, headers, body, deadline)
-            stack.callback(upstream.close)
-            yield upstream
+    def _head(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+        """The request up to its body. Raises RequestError where a header would end before its end."""
+        lines = [f"{method} {target} HTTP/1.1\r\n", self._host]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        if body is not None or method in _WITH_BODY:
+            lines.append(f"Content-Length: {len(body or b'')}\r\n")
+        head = "".join(lines)
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines) or "\0" in head:
+            raise RequestError(400, "A header cannot be used.")
+        return f"{head}\r\n".encode()
 
-    async def _begin(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        url: URL,
-        headers: CIMultiDict[str],
-        body: Body,
-        deadline: float,
-    ) -> Upstream:
+    async def _connected(self, deadline: float) -> Connection:
+        name, within = self.backend.name, self.backend.connect_timeout_s
+        try:
+            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + within)):
+                return await self._session.pool.connect(self._origin)
+        except TimeoutError as exc:
+            raise BackendTimeout(f"{name} took no connection within {within:g} s", Reason.CONNECT) from exc
+        except (OSError, UnicodeError) as exc:
+            raise BackendError(f"{name} cannot be reached: {_why(exc)}", Reason.CONNECT) from exc
+
+    async def _asked(self, connection: Connection, head: bytes, body: bytes | None, deadline: float) -> Upstream:
         """The answer with its first bytes."""
+        now = asyncio.get_running_loop().time
+        began, reused = now(), connection.asked > 0
+        until = min(deadline, began + self.backend.first_token_timeout_s)
+        source = _Pooled(self._session.pool, self._origin, connection)
+        try:
+            connection.ask(head, body)
+            await connection.head(until)
+            first = await connection.read(until)
+        except BaseException as exc:
+            source.close()
+            if isinstance(exc, TimeoutError):
+                raise _no_byte(self.backend, late=until >= deadline) from exc
+            if not isinstance(exc, Broken):
+                raise
+            stale = reused and exc.closed and not connection.received and now() - began <= STALE_WITHIN_S
+            what = "closed the connection" if exc.closed and not connection.status else "broke off its answer"
+            raise BackendError(f"{self.backend.name} {what}: {exc}", Reason.RESET, stale=stale) from exc
+        return Upstream(self.backend, connection.status, CIMultiDict(connection.headers), source, first, deadline)
+
+    async def _in_pieces(self, method: str, url: URL, headers: CIMultiDict[str], body: Body) -> Upstream:
+        """By aiohttp, on a connection of its own: a body that can be read only once, or an answer without one."""
+        deadline = asyncio.get_running_loop().time() + self.backend.timeout_s
         trip = _Trip(self.backend, deadline)
         response: aiohttp.ClientResponse | None = None
         try:
             async with asyncio.timeout_at(trip.until) as trip.clock:
-                response = await session.request(
+                response = await self._session.fresh.request(
                     method,
                     url,
                     headers=headers,
@@ -189,7 +307,7 @@ class BackendClient:
                     timeout=trip.connecting,
                     trace_request_ctx=trip,
                 )
-                return Upstream(self.backend, response, await response.content.readany(), deadline)
+                first = await response.content.readany()
         except BaseException as exc:
             if response is not None:
                 response.close()
@@ -199,6 +317,37 @@ class BackendClient:
             if translated is None:
                 raise
             raise translated from exc
+        source = _Own(response)
+        return Upstream(self.backend, response.status, CIMultiDict(response.headers), source, first, deadline)
+
+
+class _Pooled:
+    """The rest of an answer on a connection of the pool."""
+
+    def __init__(self, pool: Pool, origin: Origin, connection: Connection) -> None:
+        self._pool = pool
+        self._origin = origin
+        self._connection: Connection | None = connection
+        self.read = connection.read
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._pool.leave(self._origin, self._connection)
+            self._connection = None
+
+
+class _Own:
+    """The rest of an answer on aiohttp's connection."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def read(self, until: float) -> bytes:
+        async with asyncio.timeout_at(until):
+            return await self._response.content.readany()
+
+    def close(self) -> None:
+        self._response.close()
 
 
 class _Trip:
@@ -208,17 +357,10 @@ class _Trip:
         self.backend = backend
         self.connecting = aiohttp.ClientTimeout(total=None, connect=backend.connect_timeout_s, ceil_threshold=1e9)
         self.clock: asyncio.Timeout | None = None
-        self.reused = False
-        self.connected_at: float | None = None
         self.upload_failed: Exception | None = None
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
         self.until = min(deadline, self._loop.time() + backend.connect_timeout_s + backend.first_token_timeout_s)
-
-    def connected(self, *, reused: bool) -> None:
-        self.reused = reused
-        self.connected_at = self._loop.time()
-        self.wait_on()
 
     def wait_on(self) -> None:
         """The wait for the first byte begins now."""
@@ -226,10 +368,8 @@ class _Trip:
         if self.clock is not None and not self.clock.expired():
             self.clock.reschedule(self.until)
 
-    def payload(self, body: Body) -> BytesIO | bytes | AsyncIterator[bytes] | None:
-        if isinstance(body, bytes):
-            return BytesIO(body) if len(body) > _LARGE_BYTES else body
-        return None if body is None else self._upload(body)
+    def payload(self, body: Body) -> bytes | AsyncIterator[bytes] | None:
+        return body if body is None or isinstance(body, bytes) else self._upload(body)
 
     async def _upload(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """The wait for an answer begins when the last piece has gone."""
@@ -249,36 +389,25 @@ class _Trip:
             case aiohttp.ConnectionTimeoutError():
                 within = f"within {self.backend.connect_timeout_s:g} s"
                 return BackendTimeout(f"{name} took no connection {within}", Reason.CONNECT)
-            case TimeoutError() if self.until >= self._deadline:
-                return _too_long(self.backend)
             case TimeoutError():
-                within = f"within {self.backend.first_token_timeout_s:g} s"
-                return BackendTimeout(f"{name} sent no byte {within}", Reason.SLOW)
+                return _no_byte(self.backend, late=self.until >= self._deadline)
             case aiohttp.ClientConnectorError() | aiohttp.InvalidURL():
                 return BackendError(f"{name} cannot be reached: {_why(exc)}", Reason.CONNECT)
             case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() if not headed:
-                return BackendError(f"{name} closed the connection: {_why(exc)}", Reason.RESET, stale=self._stale())
+                return BackendError(f"{name} closed the connection: {_why(exc)}", Reason.RESET)
             case aiohttp.ClientError() | OSError():
                 return BackendError(f"{name} broke off its answer: {_why(exc)}", Reason.RESET)
         return None
 
-    def _stale(self) -> bool:
-        return self.reused and self.connected_at is not None and self._loop.time() - self.connected_at <= STALE_WITHIN_S
-
 
 def _tracing() -> aiohttp.TraceConfig:
-    """Tells a _Trip when it got its connection, and whether that was used before."""
-
-    async def reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        if isinstance(context.trace_request_ctx, _Trip):
-            context.trace_request_ctx.connected(reused=True)
+    """Tells a _Trip when it got its connection."""
 
     async def created(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
         if isinstance(context.trace_request_ctx, _Trip):
-            context.trace_request_ctx.connected(reused=False)
+            context.trace_request_ctx.wait_on()
 
     tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(reused)
     tracing.on_connection_create_end.append(created)
     return tracing
 
@@ -298,8 +427,18 @@ def _too_long(backend: config.Backend) -> BackendTimeout:
     return BackendTimeout(f"{backend.name} did not finish its answer within {backend.timeout_s:g} s", Reason.SLOW)
 
 
+def _no_byte(backend: config.Backend, *, late: bool) -> BackendTimeout:
+    """`late`: it is the time for the whole answer that ran out."""
+    if late:
+        return _too_long(backend)
+    return BackendTimeout(f"{backend.name} sent no byte within {backend.first_token_timeout_s:g} s", Reason.SLOW)
+
+
 def _why(exc: BaseException) -> str:
     """One line about it, without an address."""
     cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else type(exc).__name__
-    return text.splitlines()[0]
+    if isinstance(cause, OSError) and cause.strerror:
+        text = cause.strerror
+    else:
+        text = str(exc) if isinstance(exc, Broken) else type(exc).__name__
+    return (text.splitlines() or [type(exc).__name__])[0]

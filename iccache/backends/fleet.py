@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,10 @@ SHOULD_RETRY = "x-should-retry"  # the official clients obey it
 RETRIABLE = frozenset({408, 429})  # and every 5xx: the next backend may do better
 KEPT_ERROR_BYTES = 1_000_000
 KEPT_WITHIN_S = 1.0  # the next backend does not wait longer for the rest of an error
+
+
+def _nothing() -> None:
+    """There is nothing to close."""
 
 
 class Outgoing(Protocol):
@@ -53,11 +57,27 @@ class Reply:
     headers: CIMultiDict[str]
     chunks: AsyncIterator[bytes]
     fell_back: Reason | None  # why an earlier choice did not answer
+    close: Callable[[], None] = _nothing  # what has not come yet is not wanted
 
     @property
     def streams(self) -> bool:
         """Whether the body is to be forwarded piece by piece."""
         return is_stream(self.headers)
+
+
+class Held:
+    """The one connection that is kept open, and how to let go of it."""
+
+    def __init__(self) -> None:
+        self._end: Callable[[], None] | None = None
+
+    def take(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def let_go(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end()
 
 
 @dataclass(slots=True)
@@ -119,11 +139,15 @@ class Fleet:
         all fail, they may be asked once more (`retry`). Where they fail again, the last error that an upstream gave is
         the reply; where none gave any, the last BackendError is raised.
         """
-        async with AsyncExitStack() as stack:
-            yield await self._first_answer(post, order, stack)
+        reply = await self.begin(post, order)
+        try:
+            yield reply
+        finally:
+            reply.close()
 
-    async def _first_answer(self, post: Post, order: Sequence[str], stack: AsyncExitStack) -> Reply:
-        held = await stack.enter_async_context(AsyncExitStack())  # the connection whose answer it is to be
+    async def begin(self, post: Post, order: Sequence[str]) -> Reply:
+        """`send` for those who close the reply themselves."""
+        held = Held()  # the connection whose answer it is to be
         before: Round | None = None
 
         async def ask_all() -> Round:
@@ -131,7 +155,11 @@ class Fleet:
             before = await self._round(post, order, held, before)
             return before
 
-        done, refused = await self.retries.run(ask_all, lambda found: found.pause_s)
+        try:
+            done, refused = await self.retries.run(ask_all, _pause)
+        except BaseException:
+            held.let_go()
+            raise
         if done.reply is None:
             assert done.error is not None
             done.error.should_retry = not refused
@@ -139,9 +167,10 @@ class Fleet:
         if refused:
             done.reply.headers = CIMultiDict(done.reply.headers)
             done.reply.headers[SHOULD_RETRY] = "false"
+        done.reply.close = held.let_go
         return done.reply
 
-    async def _round(self, post: Post, order: Sequence[str], held: AsyncExitStack, before: Round | None) -> Round:
+    async def _round(self, post: Post, order: Sequence[str], held: Held, before: Round | None) -> Round:
         """Ask everyone in turn until one answers; after a first round `before`, those who may be asked once more.
 
         The connection of the reply stays open in `held`, unless it has been read. An error stands whose backend is not
@@ -165,24 +194,23 @@ class Fleet:
             found.again = tuple(name for name, wait in waits.items() if wait <= found.wait_s)
         return found
 
-    async def _answers(self, member: Member, post: Post, held: AsyncExitStack, found: Round, *, stands: bool) -> bool:
+    async def _answers(self, member: Member, post: Post, held: Held, found: Round, *, stands: bool) -> bool:
         """Ask one backend; what comes of it goes into `found`. Whether it is an answer."""
         if found.reply is not None:
             found.reply = await _kept(found.reply)
-        await held.aclose()
-        attempt = AsyncExitStack()
+        held.let_go()
         try:
-            upstream = await attempt.enter_async_context(self._one(member, post))
+            upstream = await self._begun(member, post)
         except BackendError as exc:
             self._judge(member, ok=False)
             found.error, found.why = exc, found.why or exc.reason
             return False
         failed = is_failure(upstream.status)
         if failed and stands:
-            await attempt.aclose()
+            self._over(member, upstream)
         else:
-            held.push_async_exit(attempt.pop_all())
-            chunks = self._watched(member, upstream)
+            held.take(lambda: self._over(member, upstream))
+            chunks = upstream.chunks(lambda: self._judge(member, ok=False))
             found.reply = Reply(member.config, upstream.status, upstream.headers, chunks, found.why)
         if failed:
             found.why = found.why or Reason.STATUS
@@ -208,34 +236,28 @@ class Fleet:
         """How long it is still to be left alone because it asked to be."""
         return max(0.0, member.rests_until - self.clock())
 
-    @asynccontextmanager
-    async def _one(self, member: Member, post: Post) -> AsyncIterator[Upstream]:
+    async def _begun(self, member: Member, post: Post) -> Upstream:
+        """Its answer, which counts as in flight until it is `_over`."""
         name = member.config.name
-        self._entered(member)
-        try:
-            async with member.client.send(
-                post.method, post.path, query=post.query, headers=post.headers, body=post.body(member.config)
-            ) as upstream:
-                self._judge(member, ok=upstream.status < 500)
-                yield upstream
-        finally:
-            member.in_flight -= 1
-            self.load.end(name, self.clock())
-            self.metrics.in_flight.labels(name).dec()
-
-    def _entered(self, member: Member) -> None:
         member.in_flight += 1
-        self.load.begin(member.config.name, self.clock())
-        self.metrics.in_flight.labels(member.config.name).inc()
-
-    async def _watched(self, member: Member, upstream: Upstream) -> AsyncIterator[bytes]:
-        """The chunks, and what a break among them says of the backend."""
+        self.load.begin(name, self.clock())
+        self.metrics.in_flight.labels(name).inc()
         try:
-            async for chunk in upstream.chunks():
-                yield chunk
-        except BackendError:
-            self._judge(member, ok=False)
+            upstream = await member.client.begin(
+                post.method, post.path, query=post.query, headers=post.headers, body=post.body(member.config)
+            )
+        except BaseException:
+            self._over(member, None)
             raise
+        self._judge(member, ok=upstream.status < 500)
+        return upstream
+
+    def _over(self, member: Member, upstream: Upstream | None) -> None:
+        if upstream is not None:
+            upstream.close()
+        member.in_flight -= 1
+        self.load.end(member.config.name, self.clock())
+        self.metrics.in_flight.labels(member.config.name).dec()
 
     def _judge(self, member: Member, *, ok: bool) -> None:
         now = self.clock()
@@ -244,6 +266,10 @@ class Fleet:
         else:
             member.circuit.failed(now)
         self.metrics.circuit_open.labels(member.config.name).set(int(member.circuit.is_open(now)))
+
+
+def _pause(found: Round) -> float | None:
+    return found.pause_s
 
 
 def is_failure(status: int) -> bool:

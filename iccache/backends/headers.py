@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 
 from multidict import CIMultiDict
 
@@ -52,10 +53,16 @@ _NOT_DOWN = _HOP_BY_HOP | {
 
 def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """A client's headers, as a backend gets them: without keys, and without what is of one connection."""
+    named = _named_by_connection(headers)
     kept = CIMultiDict(
-        (name, value) for name, value in _end_to_end(headers, _NOT_UP) if not name.lower().startswith(_NOT_UP_PREFIXES)
+        [
+            (name, value)
+            for name, value in headers.items()
+            if _goes_up(name) and _sendable(value) and not (named and name.lower() in named)
+        ]
     )
-    if kept.get("Content-Encoding", "").lower() in _DECODED:
+    coding = kept.get("Content-Encoding")
+    if coding is not None and coding.lower() in _DECODED:
         del kept["Content-Encoding"]
     kept["Accept-Encoding"] = "identity"
     return kept
@@ -67,25 +74,40 @@ def forwardable(headers: Mapping[str, str]) -> CIMultiDict[str]:
     Dropped: what is of one connection, `Content-Length`, `Date`, `Server`, cookies, what speaks of the backend's host
     (`Alt-Svc`, HSTS), and any `x-iccache-*`, which are ours to set. `Content-Encoding` stays: bytes are never decoded.
     """
+    named = _named_by_connection(headers)
     kept = CIMultiDict(
-        (name, value) for name, value in _end_to_end(headers, _NOT_DOWN) if not name.lower().startswith(OURS)
+        [
+            (name, value)
+            for name, value in headers.items()
+            if _goes_down(name) and _sendable(value) and not (named and name.lower() in named)
+        ]
     )
     for name, value in headers.items():
-        if name.lower() == "x-request-id" and _sendable(value):
+        if len(name) == 12 and name.lower() == "x-request-id" and _sendable(value):
             kept[UPSTREAM_REQUEST_ID] = value
     return kept
 
 
-def _end_to_end(headers: Mapping[str, str], dropped: Iterable[str]) -> Iterator[tuple[str, str]]:
-    named = {
+@lru_cache(maxsize=1024)
+def _goes_up(name: str) -> bool:
+    name = name.lower()
+    return name not in _NOT_UP and not name.startswith(_NOT_UP_PREFIXES)
+
+
+@lru_cache(maxsize=1024)
+def _goes_down(name: str) -> bool:
+    name = name.lower()
+    return name not in _NOT_DOWN and not name.startswith(OURS)
+
+
+def _named_by_connection(headers: Mapping[str, str]) -> frozenset[str]:
+    """Headers that a `Connection` header makes ones of the connection."""
+    return frozenset(
         token.strip().lower()
         for name, value in headers.items()
-        if name.lower() == "connection"
+        if len(name) == 10 and name.lower() == "connection"
         for token in value.split(",")
-    }
-    for name, value in headers.items():
-        if name.lower() not in dropped and name.lower() not in named and _sendable(value):
-            yield name, value
+    )
 
 
 def _sendable(value: str) -> bool:

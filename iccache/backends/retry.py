@@ -9,9 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC
-from typing import Any, TypeVar
-
-import tenacity
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -74,28 +72,18 @@ class Retries:
         """
         self.budget.earn()
         began = self.clock()
-        refused = False
-
-        def stop(state: tenacity.RetryCallState) -> bool:
-            nonlocal refused
-            if state.attempt_number >= ATTEMPTS or self.clock() - began + state.upcoming_sleep > WITHIN_S:
-                return True
-            refused = self.budget.share > 0 and not self.budget.spend()
-            return refused or not self.budget.share
-
-        def may_help(found: T) -> bool:
-            wait = pause(found)
-            return wait is not None and wait <= LONGEST_WAIT_S
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(may_help),
-            wait=lambda state: (pause(_result(state)) or 0.0) + JITTER_S * self.draw(),
-            stop=stop,
-            sleep=self.sleep,
-            retry_error_callback=_result,
-        )
-        found: T = await retrying(once)
-        return found, refused
+        for attempt in range(1, ATTEMPTS + 1):
+            found = await once()
+            asked = pause(found)
+            if asked is None or asked > LONGEST_WAIT_S or attempt == ATTEMPTS:
+                break
+            wait = asked + JITTER_S * self.draw()
+            if not self.budget.share or self.clock() - began + wait > WITHIN_S:
+                break
+            if not self.budget.spend():
+                return found, True
+            await self.sleep(wait)
+        return found, False
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -123,8 +111,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, value) if math.isfinite(value) else None
-
-
-def _result(state: tenacity.RetryCallState) -> Any:
-    assert state.outcome is not None
-    return state.outcome.result()

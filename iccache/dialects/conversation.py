@@ -173,7 +173,8 @@ def _context(earlier: Sequence[Turn]) -> str:
 
 def _length(text: str, enough: int) -> int:
     """Characters, where one of a wide script counts as three; of a text beyond `enough`, at least that."""
-    return sum(3 if unicodedata.east_asian_width(c) in "WF" else 1 for c in " ".join(text.split())[:enough])
+    said = " ".join(text.split())[:enough]
+    return len(said) if said.isascii() else sum(3 if unicodedata.east_asian_width(c) in "WF" else 1 for c in said)
 
 
 def _head(text: str, chars: int) -> str:

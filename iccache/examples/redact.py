@@ -13,11 +13,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from iccache.errors import ConfigError
 
 OWN = "[REDACTED]"
+REMEMBERED = 256  # texts that often come again: system prompts, standing answers
+REMEMBERED_CHARS = 4096  # of such a text
 
 
 class Rule(NamedTuple):
@@ -36,10 +39,14 @@ class Redactor:
         """`patterns`: further regular expressions, replaced by [REDACTED]. Raises ConfigError on a broken one."""
         self.enabled = enabled
         self._own = [_compile(pattern) for pattern in patterns]
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._redact)
 
     def redact(self, text: str) -> str:
         if not self.enabled:
             return text
+        return self._remembered(text) if len(text) <= REMEMBERED_CHARS else self._redact(text)
+
+    def _redact(self, text: str) -> str:
         for pattern in self._own:
             text = pattern.sub(lambda found: OWN if found.group() else "", text)
         if "PRIVATE KEY" in text:

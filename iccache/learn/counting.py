@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from iccache import config
-from iccache.errors import StoreError
 from iccache.learn.access import InForce
 from iccache.learn.spending import Spending
 from iccache.metrics import Metrics
@@ -64,9 +63,13 @@ class Counting:
         """An exchange that is not recorded because the store is larger than it may be."""
         self.metrics.dropped.labels("max_bytes").inc()
 
-    def dropped(self, exc: StoreError, request_id: str) -> None:
+    def dropped(self, exc: Exception, request_id: str) -> None:
         self.metrics.dropped.labels("store").inc()
         log.error("%s is not recorded: %s", request_id, exc)
+
+    def lost(self, count: int) -> None:
+        """Exchanges that are not recorded for a reason that nobody foresaw."""
+        self.metrics.dropped.labels("store").inc(count)
 
     def _spend(self, tenant: str, backend: str, usage: Usage, cost_usd: float) -> None:
         for kind, count in (("input", usage.input), ("output", usage.output), ("example", usage.example)):

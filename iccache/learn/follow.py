@@ -103,11 +103,14 @@ class Follower:
         async with self.following:
             while True:
                 news = await self.access.select.thread.run(lambda: self._read_changes(self.cursor))
+                if news.cursor != self.cursor or news.begin is not None:
+                    self.access.select.changed()
                 if news.begin is not None:
                     self._restore(*news.begin)
                 for outcome in news.outcomes:
                     self._learn(outcome)
                 if news.cursor == self.cursor:
+                    self.access.select.current()
                     break
                 self.cursor = news.cursor
             if self.learned_since_snapshot >= SNAPSHOT_EVERY:

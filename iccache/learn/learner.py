@@ -69,7 +69,7 @@ class Learner:
         self.counting = Counting(self.in_force, metrics, self.spending)
         self.follower = Follower(self.in_force, self.access, utility, self.counting)
         news = self.follower.kicked.set
-        self.recorder = Recorder(self.in_force, self.access, self.counting, news)
+        self.recorder = Recorder(self.in_force, self.access, self.counting, self.background, news)
         self.verdicts = Verdicts(self.in_force, self.access, self.recorder, metrics, wall, news)
         self.evictor = Evictor(self.in_force, self.access, metrics, wall, news)
         self.upkeep = Upkeep(
@@ -132,8 +132,7 @@ class Learner:
             self.counting.decision(plan.decision)
         self.sessions.remember(exchange)
         if ask.controls.store:
-            work = self.recorder.record(exchange, ask, answer, kept)
-            self.background.start(work, f"record {exchange.request_id}")
+            self.recorder.finish(exchange, ask, answer, kept)
 
     def count_passed(
         self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage

@@ -2,54 +2,116 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from iccache.errors import StoreError
 from iccache.examples.admission import admissible, to_example
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
+from iccache.learn.background import Background
 from iccache.learn.counting import Counting
 from iccache.types import Answer, Ask, Exchange, Kept
 
 log = logging.getLogger(__name__)
+
+TICK_S = 0.02  # what ends within it is written together
+AT_ONCE = 256  # exchanges in one transaction
+MOST_WAITING = 10_000  # exchanges that wait; further ones are dropped, and counted
+
+
+class Ended(NamedTuple):
+    """An exchange whose last byte went out, and what its record takes."""
+
+    exchange: Exchange
+    ask: Ask
+    answer: Answer | None
+    kept: tuple[bytes, Kept] | None
 
 
 class Recorder:
     """Writes what happened. A store that cannot take it is counted, and never in a client's way."""
 
     def __init__(
-        self, in_force: InForce, access: Access, counting: Counting, news: Callable[[], object] = lambda: None
+        self,
+        in_force: InForce,
+        access: Access,
+        counting: Counting,
+        background: Background,
+        news: Callable[[], object] = lambda: None,
     ) -> None:
         """`news` is called when there is something to follow."""
         self.in_force = in_force
         self.access = access
         self.counting = counting
+        self.background = background
         self.news = news
+        self._ended: list[Ended] = []  # not yet given to the writer
+        self._writing = False
+        self._hurry = asyncio.Event()
         self.open: dict[str, Exchange] = {}  # exchanges whose headers are out and whose record is not yet durable
         self.full = False  # the store is larger than it may be
 
     def begin(self, exchange: Exchange) -> None:
         self.open[exchange.request_id] = exchange
 
-    async def record(
-        self, exchange: Exchange, ask: Ask, answer: Answer | None, kept: tuple[bytes, Kept] | None
-    ) -> None:
-        """Redact, write, and make an example of it where there is an `answer` that may be one."""
-        try:
-            if self.full:
-                self.counting.full()
-                return
-            safe = await self.access.write(lambda store: self._redacted_and_recorded(store, exchange, kept))
-        except StoreError as exc:
-            self.counting.dropped(exc, exchange.request_id)
+    def finish(self, exchange: Exchange, ask: Ask, answer: Answer | None, kept: tuple[bytes, Kept] | None) -> None:
+        """Have it recorded soon, and made an example where there is an `answer` that may be one. Returns at once."""
+        if self.full or len(self._ended) >= MOST_WAITING:
+            self._let_go(exchange, None if self.full else StoreError(f"{MOST_WAITING} exchanges wait for the store"))
             return
+        self._ended.append(Ended(exchange, ask, answer, kept))
+        if kept is not None:
+            self._hurry.set()  # identical requests ask for themselves until it is there
+        if not self._writing:
+            self._writing = True
+            self.background.start(self._write_all(), "record")
+
+    async def _write_all(self) -> None:
+        """Everything that ends within a tick goes to the writer together, and is one transaction there."""
+        try:
+            while self._ended:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._hurry.wait()
+                self._hurry.clear()
+                batch, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
+                try:
+                    await self._record(batch)
+                except Exception:  # nothing that one batch holds may keep the next from being written
+                    log.exception("exchanges could not be recorded")
+                    self.counting.lost(len(batch))
+                finally:
+                    for ended in batch:
+                        self.open.pop(ended.exchange.request_id, None)
         finally:
-            self.open.pop(exchange.request_id, None)
-        if answer is not None:
-            await self._admit(safe, ask, answer)
+            self._writing = False
+
+    async def _record(self, batch: Sequence[Ended]) -> None:
+        try:
+            outcomes = await self.access.write(lambda store: [self._attempted(store, ended) for ended in batch])
+        except StoreError as exc:
+            outcomes = [exc for _ in batch]
+        safe: list[tuple[Exchange, Ask, Answer]] = []
+        for ended, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._let_go(ended.exchange, outcome)
+            elif ended.answer is not None:
+                safe.append((outcome, ended.ask, ended.answer))
+        await self._admit(safe)
+
+    def _let_go(self, exchange: Exchange, why: Exception | None) -> None:
+        """It is not recorded, and counted as that. `why` None: the store is full."""
+        self.open.pop(exchange.request_id, None)
+        if why is None:
+            self.counting.full()
+        else:
+            self.counting.dropped(why, exchange.request_id)
 
     async def make_durable(self, request_id: str) -> None:
         """Record an exchange that is still being answered, so that feedback on it has something to stand on."""
@@ -60,6 +122,14 @@ class Recorder:
                 await self.access.write(lambda store: store.record(early))
             except StoreError as exc:
                 self.counting.dropped(exc, request_id)
+
+    def _attempted(self, store: ExampleStore, ended: Ended) -> Exchange | Exception:
+        """The exchange as it was recorded, or why it could not be; the others of its batch do not mind."""
+        try:
+            with store.transaction():
+                return self._redacted_and_recorded(store, ended.exchange, ended.kept)
+        except Exception as exc:  # handed on, whatever it is
+            return exc
 
     def _redacted_and_recorded(
         self, store: ExampleStore, exchange: Exchange, kept: tuple[bytes, Kept] | None
@@ -81,21 +151,33 @@ class Recorder:
         text = body.decode("utf-8", "replace")
         return self.in_force.redactor.redact(text) == text
 
-    async def _admit(self, exchange: Exchange, ask: Ask, answer: Answer) -> None:
-        directory, select = self.in_force.directory, self.access.select
+    async def _admit(self, recorded: Sequence[tuple[Exchange, Ask, Answer]]) -> None:
+        """Those that may become examples do, together."""
+        fit = [exchange for exchange, ask, answer in recorded if self._is_fit(exchange, ask, answer)]
+        if not fit:
+            return
+        select = self.access.select
+        vectors = await select.embed_all([exchange.task for exchange in fit])
+        examples = [
+            to_example(
+                exchange,
+                vector,
+                id=f"ex_{uuid.uuid4().hex}",
+                embedder=select.retriever.embedder.identity,
+                tokens=select.count_pair(exchange.task, exchange.answer),
+            )
+            for exchange, vector in zip(fit, vectors, strict=True)
+        ]
+        try:
+            await self.access.write(lambda store: [store.admit(example) for example in examples])
+        except StoreError as exc:
+            for exchange in fit:
+                self.counting.dropped(exc, exchange.request_id)
+        self.news()
+
+    def _is_fit(self, exchange: Exchange, ask: Ask, answer: Answer) -> bool:
+        directory = self.in_force.directory
         refusal = admissible(exchange, ask, answer, directory.teachers, directory.settings.cache.admit)
         if refusal is not None:
             log.debug("%s does not become an example: %s", exchange.request_id, refusal)
-            return
-        example = to_example(
-            exchange,
-            await select.embed(exchange.task),
-            id=f"ex_{uuid.uuid4().hex}",
-            embedder=select.retriever.embedder.identity,
-            tokens=select.count_pair(exchange.task, exchange.answer),
-        )
-        try:
-            await self.access.write(lambda store: store.admit(example))
-        except StoreError as exc:
-            self.counting.dropped(exc, exchange.request_id)
-        self.news()
+        return refusal is None

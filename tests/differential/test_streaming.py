@@ -154,14 +154,12 @@ async def settled(w: World) -> None:
     """Nothing is left of what was asked: no request, no slot, no connection in use, no record under way."""
 
     async def left() -> tuple[int, ...]:
-        connector = w.proxy.session.connector
-        assert connector is not None
         return (
             w.proxy.open_requests,
             sum(m.in_flight for m in w.proxy.fleet.members.values()),
             len(w.proxy.learner.recorder.open),
             len(w.proxy.learner.background.tasks),
-            len(connector._acquired),
+            w.proxy.session.in_use,
         )
 
     assert await w.until(left, lambda found: not any(found)) == (0, 0, 0, 0, 0)

@@ -98,4 +98,4 @@ async def test_a_busy_proxy_stops_a_run_cleanly(world: World, tmp_path: Path) ->
 
 async def test_something_else_on_the_port_is_no_limit(tmp_path: Path) -> None:
     async with TestServer(web.Application()) as other, make_session() as session:
-        assert await load_of_proxy(config.Server(port=other.port or 0), session)() is None
+        assert await load_of_proxy(config.Server(port=other.port or 0), session.http)() is None
