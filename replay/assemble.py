@@ -20,15 +20,14 @@ from iccache.errors import BackendError
 from iccache.examples import eviction
 from iccache.examples.redact import Redactor
 from iccache.examples.tokens import make_tokenizer
-from replay import merge, plan, report
+from replay import distil, merge, plan, report
 from replay.best import By
 from replay.calls import Caller, Pace, Refused, Unanswerable, make_model
-from replay.distil import Distiller
 from replay.job import Job, Progress, Stop
 from replay.ledger import Ledger
 from replay.load import LoadGate, Overloaded, load_of_proxy
 from replay.plan import Models
-from replay.prices import NUSD
+from replay.prices import NUSD, most_nusd
 from replay.report import PlanReport, Report
 from replay.store import ReplayStore, open_replay_store
 
@@ -62,6 +61,10 @@ def planned(settings: config.Config, options: Options) -> PlanReport:
             ),
             due=eviction.plan(store.weighed(), settings.cache, time.time()),
             capacity_bytes=settings.cache.capacity_bytes,
+            guidance=[
+                most_nusd(models.teacher, work.prompt)
+                for work in (distil.due(store, options.tenant) if settings.replay.distil else ())
+            ],
         )
 
 
@@ -113,7 +116,7 @@ async def distil_guidance(run: Run) -> None:
     if not run.settings.replay.distil or run.job.stopped in (Stop.ERROR, Stop.LOAD):
         return
     job = run.job
-    distiller = Distiller(run.store, run.ledger, job.caller, job.teacher, job.tokenizer, time.time())
+    distiller = distil.Distiller(run.store, run.ledger, job.caller, job.teacher, job.tokenizer, time.time())
     try:
         await distiller.run(run.options.tenant)
     except (BackendError, Refused, Unanswerable, Overloaded) as exc:

@@ -46,6 +46,14 @@ class Cluster(NamedTuple):
     centre: Vector  # (dim,), unit norm
 
 
+class Work(NamedTuple):
+    """Guidance to be written."""
+
+    cluster: Cluster
+    seen: Sequence[Example]  # by the teacher: what the guidance is made of
+    prompt: Prompt
+
+
 class Distiller:
     """Writes the guidance of one run."""
 
@@ -62,27 +70,19 @@ class Distiller:
 
     async def run(self, tenant: str | None = None) -> None:
         """Distil what is worth it, of one tenant or of all. Raises what `Caller.ask` raises but OutOfBudget."""
-        for name in self.store.tenants() if tenant is None else [tenant]:
-            for members in self.store.by_system(name):
-                for cluster in clusters(members):
-                    try:
-                        self.written += await self._distil(cluster)
-                    except OutOfBudget:
-                        return
+        for work in due(self.store, tenant):
+            try:
+                self.written += await self._distil(work)
+            except OutOfBudget:
+                return
 
-    async def _distil(self, cluster: Cluster) -> bool:
-        """Whether guidance was written for `cluster`."""
+    async def _distil(self, work: Work) -> bool:
+        """Whether guidance was written."""
+        cluster, seen, prompt = work
         medoid = cluster.members[0]
-        if self.store.distilled_from([e.id for e in cluster.members]) * 2 > len(cluster.members):
-            return False
         item = self.ledger.claim_round(medoid.id, -len(cluster.members))
         if item is None:
             return False
-        seen = good(cluster)
-        failures = self.store.failures(
-            [e.id for e in cluster.members], [e.id for e in seen], GOOD_ENOUGH, FAILURES_SEEN
-        )
-        prompt = Prompt((Message("user", instruction(seen, failures)),), GUIDANCE_TOKENS, GREEDY)
         try:
             said = (await self.caller.ask(item, GUIDANCE, self.teacher, prompt)).strip()
         except BaseException:
@@ -111,6 +111,19 @@ class Distiller:
             tokens=self.tokenizer.count(asked) + self.tokenizer.count(guidance),
             stats=ExampleStats(),
         )
+
+
+def due(store: ReplayStore, tenant: str | None = None) -> Iterator[Work]:
+    """The clusters of one tenant, or of all, that have no guidance or have doubled since it was written."""
+    for name in store.tenants() if tenant is None else [tenant]:
+        for members in store.by_system(name):
+            for cluster in clusters(members):
+                ids = [e.id for e in cluster.members]
+                if store.distilled_from(ids) * 2 <= len(ids):
+                    seen = good(cluster)
+                    failures = store.failures(ids, [e.id for e in seen], GOOD_ENOUGH, FAILURES_SEEN)
+                    said = Message("user", instruction(seen, failures))
+                    yield Work(cluster, seen, Prompt((said,), GUIDANCE_TOKENS, GREEDY))
 
 
 def clusters(members: Sequence[Example], size: int = CLUSTER) -> Iterator[Cluster]:

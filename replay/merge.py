@@ -5,7 +5,8 @@ than `limit_of(embedder)` and use nearly the same words (`iccache.examples.agree
 negations in the same order, and their answers say the same. The one whose answer is known to be better stays; where
 that is not known, the one used more, then the newer. What is held stays as it is. The limit is that of a text and the
 same text written a little otherwise (case, another mark at its end, a doubled space); alone it would not do: embedders
-hardly see a number.
+hardly see a number. Of 880 real requests, 536 pairs lie above it by the default embedder, and 4 use the same words; 455
+and 6 by the hash embedder.
 
 A tenant's newest AMONG examples are compared block by block; admission meets later duplicates by itself. What the one
 that goes had earned is added to the other's record, and it counts as a witness of the same answer (`store.confirm`).

@@ -200,6 +200,7 @@ class PlanReport(NamedTuple):
     candidates: Sequence[Candidate]
     due: Eviction
     capacity_bytes: int
+    guidance: Sequence[int] = ()  # the most that the guidance of each cluster can cost, in nanodollars
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -214,6 +215,7 @@ class PlanReport(NamedTuple):
                 "most": self.most_nusd / NUSD,
                 "expected": sum(c.expected_nusd for c in self.candidates) / NUSD,
             },
+            "guidance": {"clusters": len(self.guidance), "most_usd": sum(self.guidance) / NUSD},
             "first": [
                 {
                     "id": c.id,
@@ -236,7 +238,7 @@ class PlanReport(NamedTuple):
     @property
     def most_nusd(self) -> int:
         """The most a run can spend."""
-        return min(self.budget_nusd, sum(c.most_nusd for c in self.candidates))
+        return min(self.budget_nusd, sum(c.most_nusd for c in self.candidates) + sum(self.guidance))
 
     def as_text(self) -> str:
         told = self.as_json()
@@ -248,6 +250,7 @@ class PlanReport(NamedTuple):
                 f"{examples['considered']} worth asking again; the budget covers {examples['covered']} or more",
             ),
             ("USD", f"{usd['most']:.6f} at most, of {usd['budget']:g}; {usd['expected']:.6f} expected for all of them"),
+            ("guidance", f"for {len(self.guidance)} clusters, {sum(self.guidance) / NUSD:.6f} USD at most"),
             ("evict", f"{len(self.due.expired)} expired, {len(self.due.evicted)} for space, {self.due.bytes} bytes"),
             ("cache", "then " + _cache_as_text(self.due, self.capacity_bytes)),
         ]

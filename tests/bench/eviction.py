@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from iccache.demo.tasks import TASKS
 from iccache.examples import eviction
 from iccache.examples.credit import DECAY_PER_HOUR, Credit, with_first
-from iccache.examples.embed import HashEmbedder
+from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.eviction import Thing
 from iccache.types import ExampleStats, Weighed
 from tests.bench import multi_turn

@@ -8,7 +8,10 @@ import pytest
 
 from iccache import config
 from iccache.types import Example, ExampleStats, Hold
+from replay import assemble
+from replay.assemble import Options
 from replay.distil import CLUSTER, LEAST, SEEN, clusters, good, k_means, question
+from replay.prices import NUSD
 from replay.store import DISTILLED
 from tests.factories import AT, DIM, make_example, make_exchange, make_feedback
 from tests.fakes import Script
@@ -137,6 +140,17 @@ async def test_it_is_written_once_until_the_cluster_has_doubled(world: World, tm
     fill(settings, around(0, 33))
     written += [(await replayed(settings)).as_json()["distilled"] for _ in range(2)]
     assert written == [1, 0, 1, 0]
+
+
+async def test_the_plan_tells_what_guidance_would_cost_at_most(world: World, tmp_path: Path) -> None:
+    settings = settings_of(world, tmp_path)
+    fill(settings, around(0, 20))
+    planned = assemble.planned(settings, Options()).as_json()
+    assert planned["guidance"]["clusters"] == 1 and not world.billed
+    report = await replayed(settings)
+    assert 0 < report.confirmed_nusd <= planned["guidance"]["most_usd"] * NUSD
+    assert planned["usd"]["most"] == planned["guidance"]["most_usd"]
+    assert assemble.planned(settings, Options()).as_json()["guidance"] == {"clusters": 0, "most_usd": 0.0}
 
 
 async def test_replay_never_asks_guidance_again(world: World, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iccache.examples.embed import HashEmbedder
+from iccache.examples.embed.hashed import HashEmbedder
 from iccache.types import Example, ExampleStats, Hold, Vector
 from replay.merge import BLOCK, USUAL_LIMIT, alike, limit_of, merge
 from replay.store import ReplayStore, open_replay_store
