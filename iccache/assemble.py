@@ -25,7 +25,8 @@ from iccache.examples.selector import Selector
 from iccache.examples.snapshots import Snapshots
 from iccache.examples.store import ExampleStore, file_of, open_store
 from iccache.examples.tokens import make_tokenizer
-from iccache.examples.utility import RecordUtility
+from iccache.examples.utility import LearnedUtility
+from iccache.examples.ways import Ways
 from iccache.examples.writer import Writer
 from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
@@ -68,7 +69,8 @@ class Proxy:
         self.open_requests = 0
         self.draining = False
         self.loaded = False
-        self.utility = RecordUtility()
+        self.utility = LearnedUtility()
+        self.ways = Ways()
         self.policies: dict[str, Policy] = {}
         self.warm = Warm()
         self._reachable_until = 0.0
@@ -95,7 +97,15 @@ class Proxy:
         """Open the store, load the model and the index. Raises StoreError or ConfigError."""
         settings = self.settings
         self.writer = await asyncio.to_thread(lambda: Writer(self._open_store, max_queue=WRITES_WAITING))
-        self.select = Select(settings, self._retriever, self._selector(), self.tokenizers, self.metrics)
+        self.select = Select(
+            settings,
+            self._retriever,
+            self._selector(),
+            self.tokenizers,
+            self.metrics,
+            self.ways,
+            np.random.default_rng(self.rng.integers(2**63)),
+        )
         await self.select.start()
         self.session = make_session()
         self._wire()

@@ -144,6 +144,15 @@ class Selection(Section, frozen=True):
         float | Literal["auto"],
         say('Utility below which an example is not shown; "auto" lets the nearest through until a gain is measured.'),
     ] = "auto"
+    shared_examples: Annotated[
+        Count, say("Examples of a shared set, which replay builds for each kind of request; 0: none.", "examples")
+    ] = 8
+    exploration: Annotated[
+        Share, say("Share of requests in which the ways to show examples are tried by how likely each is the best.")
+    ] = 0.1
+    leave_out_share: Annotated[
+        Share, say("Share of requests that are shown one example less, so that its effect is measured.")
+    ] = 0.05
 
 
 class Routing(Section, frozen=True):

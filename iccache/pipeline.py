@@ -170,7 +170,13 @@ class Pipeline:
     async def choose_examples(self, call: Call, ask: Ask, plan: Plan) -> Plan:
         """Embed, recall, rank: the examples for each student that may answer."""
         selected = await self.select(Job(call.tenant, ask, plan.students, plan.request_tokens, call.at))
-        return replace(plan, embedding=selected.embedding, shown=selected.shown, considered=selected.considered)
+        return replace(
+            plan,
+            embedding=selected.embedding,
+            shown=selected.shown,
+            considered=selected.considered,
+            taken=selected.taken,
+        )
 
     def route(self, plan: Plan) -> Plan:
         """Draw one of the candidates, where there is a choice."""
@@ -231,6 +237,7 @@ class Pipeline:
             shown=[m.example.id for m in self.shown(plan, backend)],
             considered=plan.considered_for(backend),
             backends=plan.scores(),
+            extra={"way": plan.taken[backend]._asdict()} if backend in plan.taken else {},
         )
         self.learner.begin(exchange, ask)
         return exchange

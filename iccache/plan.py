@@ -11,7 +11,7 @@ from iccache.config import Placement
 from iccache.errors import RequestError
 from iccache.examples.selector import example_tokens
 from iccache.price import expected
-from iccache.types import Ask, BackendScore, Considered, Controls, DecisionKind, Match, Reason, Vector
+from iccache.types import Ask, BackendScore, Considered, Controls, DecisionKind, Match, Reason, Taken, Vector
 
 if TYPE_CHECKING:
     from router.types import Decision
@@ -42,6 +42,7 @@ class Plan:
     embedding: Vector | None = None
     shown: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, in the order shown
     considered: Mapping[str, tuple[Match, ...]] = field(default_factory=dict)  # by backend, best first
+    taken: Mapping[str, Taken] = field(default_factory=dict)  # by backend: the way its examples are shown
     decision: Decision | None = None
 
     @property
@@ -59,6 +60,7 @@ class Plan:
             embedding=None,
             shown={},
             considered={},
+            taken={},
             decision=None,
         )
 

@@ -9,15 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 from iccache import config
+from iccache.examples import showing
 from iccache.examples.batch import Batcher
 from iccache.examples.fit import fits
 from iccache.examples.recalls import Recalls
 from iccache.examples.retriever import Retriever
-from iccache.examples.selector import Selection, Selector
+from iccache.examples.selector import Selection, Selector, example_tokens
+from iccache.examples.shared import ExampleReader, SharedSets
+from iccache.examples.showing import Offer, described
 from iccache.examples.tokens import Tokenizer, count_prompt
+from iccache.examples.utility import overlap, words
+from iccache.examples.ways import Local, Prior, Shown, Way, Ways, application
 from iccache.metrics import Metrics
 from iccache.plan import Plan
-from iccache.types import Answer, Ask, Match, Matrix, Query, Recalled, Usage, Vector
+from iccache.price import expected
+from iccache.types import Answer, Ask, Change, Exchange, Match, Matrix, Query, Recalled, Taken, Usage, Vector
 from router.types import ExampleSignals, Signals
 
 COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
@@ -42,6 +48,15 @@ class Selected(NamedTuple):
     embedding: Vector
     shown: Mapping[str, tuple[Match, ...]]  # by student, in the order to be shown
     considered: Mapping[str, tuple[Match, ...]]  # by student, best first
+    taken: Mapping[str, Taken]  # by student: the way that was taken to show them
+
+
+class Showing(NamedTuple):
+    """What one student is shown."""
+
+    shown: tuple[Match, ...]
+    considered: tuple[Match, ...]
+    taken: Taken
 
 
 class Select:
@@ -54,8 +69,14 @@ class Select:
         selector: Selector,
         tokenizers: Mapping[str, Tokenizer],
         metrics: Metrics,
+        ways: Ways | None = None,
+        rng: np.random.Generator | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`ways` learns in the thread of selection, and is asked there and in the event loop's."""
+        self.ways = ways or Ways()
+        self.rng = rng or np.random.default_rng()
+        self.shared = SharedSets()
         self.use(settings, selector, tokenizers)
         self.make_retriever = make_retriever
         self.metrics = metrics
@@ -68,6 +89,7 @@ class Select:
         self.settings = settings
         self.selector = selector
         self.tokenizers = tokenizers
+        self.dearest = settings.by_price()[-1]
 
     async def start(self) -> None:
         """Load the model and the index, in the thread that will own them."""
@@ -78,6 +100,32 @@ class Select:
         retriever.embed([WARM_UP])
         retriever.load()
         return retriever
+
+    def apply(self, changes: Sequence[Change], store: ExampleReader) -> None:
+        """Follow the store, in the thread that owns the index: what was deleted is shown no more."""
+        self.retriever.apply(changes)
+        self.shared.apply(changes, store)
+
+    def use_prior(self, prior: Prior) -> None:
+        """Put newly trained weights in force: one assignment each, so a request sees the old ones or the new."""
+        self.ways.prior = prior
+        self.selector.utility.use(prior)
+
+    def learn(self, exchange: Exchange, ways: Ways | None = None) -> None:
+        """An exchange was scored, or its score changed. In the thread that owns the index."""
+        taken, ways = exchange.extra.get("way"), ways or self.ways
+        if taken is None or exchange.quality is None or not exchange.task:
+            return
+        ways.learn(
+            exchange.tenant,
+            exchange.request_id,
+            exchange.backend,
+            self.retriever.embed([exchange.task])[0],
+            exchange.system,
+            Way(taken["way"]),
+            exchange.quality,
+            taken["expected"],
+        )
 
     async def embed(self, text: str) -> Vector:
         """(dim,), unit norm."""
@@ -130,25 +178,89 @@ class Select:
 
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
         recalled = recalled._replace(nearest=[(e, s) for e, s in recalled.nearest if fits(e, job.ask)])
-        ranked = {student.name: self._for(student, job, recalled) for student in job.students if recalled.nearest}
+        students = {student.name: self._for(student, job, recalled) for student in job.students}
         return Selected(
             recalled.embedding,
-            {name: tuple(s.shown) for name, s in ranked.items()},
-            {name: tuple(s.considered) for name, s in ranked.items()},
+            {name: s.shown for name, s in students.items() if s.shown},
+            {name: s.considered for name, s in students.items() if s.considered},
+            {name: s.taken for name, s in students.items()},
         )
 
-    def _for(self, student: config.Backend, job: Job, recalled: Recalled) -> Selection:
-        reply = job.ask.max_output_tokens
+    def _for(self, student: config.Backend, job: Job, recalled: Recalled) -> Showing:
+        """Put the request's own examples and the shared set beside nothing, and take one of the three."""
+        ask = job.ask
+        local = self.ways.near(job.tenant, student.name, recalled.embedding, ask.system)
+        own = self._own(student, job, recalled, local)
+        offers = {Way.NONE: showing.NOTHING}
+        seen: dict[Way, Shown] = {}
+        if own.shown:
+            offers[Way.OWN] = self._offer(student, job, own.shown, student.usd_per_million_input_tokens)
+            seen[Way.OWN] = self._described(own.shown, own.considered, ask.task)
+        shared = self._shared(student, job, recalled)
+        if shared:
+            cached = student.usd_per_million_cached_input_tokens
+            price = student.usd_per_million_input_tokens if cached is None else cached
+            offers[Way.SHARED] = self._offer(student, job, shared, price)
+            seen[Way.SHARED] = Shown([m.similarity for m in shared])
+        estimate = self.ways.estimate(local, student.name, len(ask.task), seen)
+        limits = self.settings.selection
+        shown, taken = showing.draw(
+            estimate, offers, self.rng, exploration=limits.exploration, leave_out=limits.leave_out_share
+        )
+        others = shared if taken.way == Way.SHARED else ()
+        known = {m.example.id for m in own.considered}
+        return Showing(shown, own.considered + tuple(m for m in others if m.example.id not in known), taken)
+
+    def _own(self, student: config.Backend, job: Job, recalled: Recalled, local: Local) -> Selection:
         return self.selector.select(
             recalled,
             student_window_tokens=student.context_window_tokens,
             request_tokens=job.request_tokens,
-            reply_tokens=REPLY_TOKENS if reply is None else reply,
+            reply_tokens=self._reply(job),
             cap=job.ask.controls.examples,
+            request=job.ask.task,
             system=job.ask.system,
             now=job.now,
             student=student.name,
+            local=local.gain,
         )
+
+    def _shared(self, student: config.Backend, job: Job, recalled: Recalled) -> tuple[Match, ...]:
+        """The shared set as it may be shown for this request: whole, or not at all."""
+        limits, cap = self.settings.selection, job.ask.controls.examples
+        if not limits.shared_examples or not self._wanted(job):
+            return ()
+        examples = self.shared.of(job.tenant, application(job.ask.system))[-limits.shared_examples :]
+        room = min(limits.max_tokens, student.context_window_tokens - job.request_tokens - self._reply(job))
+        if (
+            not examples
+            or (cap is not None and cap < len(examples))
+            or sum(map(example_tokens, examples)) > room
+            or not all(fits(e, job.ask) and e.embedding.shape == recalled.embedding.shape for e in examples)
+        ):
+            return ()
+        return tuple(Match(e, float(e.embedding @ recalled.embedding), 0.0) for e in examples)
+
+    def _offer(self, student: config.Backend, job: Job, shown: tuple[Match, ...], usd_per_million: float) -> Offer:
+        """With the price of its tokens at the student, against what an offload saves."""
+        dearest, plain = self.dearest, {"request_tokens": job.request_tokens, "example_tokens": 0, "covered_tokens": 0}
+        output = job.ask.max_output_tokens
+        saved = expected(dearest, **plain, most_output=output) - expected(student, **plain, most_output=output)
+        usd = sum(example_tokens(m.example) for m in shown) * usd_per_million / 1e6
+        return Offer(shown, showing.price_of(usd, saved))
+
+    def _described(self, shown: Sequence[Match], considered: Sequence[Match], task: str) -> Shown:
+        asked = words(task)
+        answers = [m.example.answer.strip().lower() for m in considered]
+        others = max(len(considered) - 1, 1)
+        return described(
+            shown,
+            {m.example.id: overlap(asked, words(m.example.request)) for m in shown},
+            {m.example.id: (answers.count(m.example.answer.strip().lower()) - 1) / others for m in shown},
+        )
+
+    def _reply(self, job: Job) -> int:
+        return REPLY_TOKENS if job.ask.max_output_tokens is None else job.ask.max_output_tokens
 
     def count_prompt(self, ask: Ask) -> int:
         """Tokens of the request as it came, by the dearest backend's tokenizer; of a huge one, a guess."""

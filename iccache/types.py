@@ -130,6 +130,17 @@ class Match(NamedTuple):
     utility: float  # predicted gain in quality from showing it
 
 
+class Taken(NamedTuple):
+    """The way that was taken to show one student examples, or none: what learning from the answer needs."""
+
+    way: str  # "none", "own" or "shared"
+    expected: float  # quality by the prior alone, in [0, 1]
+    probability: float  # with which this way was drawn, in (0, 1]
+    left_out: str | None = None  # the example that was left out, so that its effect is measured
+    gain: float = 0.0  # expected quality less what is expected without examples
+    x: tuple[float, ...] = ()  # what the prior saw: features of the way that was taken
+
+
 class Considered(NamedTuple):
     """What the record keeps of a Match."""
 

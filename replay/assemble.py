@@ -20,7 +20,7 @@ from iccache.errors import BackendError
 from iccache.examples import eviction
 from iccache.examples.redact import Redactor
 from iccache.examples.tokens import make_tokenizer
-from replay import distil, merge, plan, report
+from replay import distil, lessons, merge, plan, report
 from replay.best import By
 from replay.calls import Caller, Pace, Refused, Unanswerable, make_model
 from replay.job import Job, Progress, Stop
@@ -124,6 +124,14 @@ async def distil_guidance(run: Run) -> None:
     run.told["distilled"] = distiller.written
 
 
+async def teach(run: Run) -> None:
+    """Train what serving expects of examples, and build shared sets."""
+    trained = lessons.train(run.store)
+    if trained is not None:
+        run.told["trained"] = trained
+    run.told["shared_sets"] = lessons.build_sets(run.store, run.options.tenant)
+
+
 async def evict(run: Run) -> None:
     """Expire, evict and trim."""
     done = eviction.upkeep(run.store, run.settings, time.time())
@@ -133,7 +141,7 @@ async def evict(run: Run) -> None:
 
 Step = Callable[[Run], Awaitable[None]]
 # In this order; after a signal no more of them is begun. A step that has something to tell puts it into `run.told`.
-STEPS: tuple[Step, ...] = (ask_again, merge_duplicates, distil_guidance, evict)
+STEPS: tuple[Step, ...] = (ask_again, merge_duplicates, distil_guidance, evict, teach)
 
 
 async def run(

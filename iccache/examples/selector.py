@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
-from iccache.examples.utility import UtilityModel, candidate_features
+from iccache.examples.utility import UtilityModel, candidate_rows
 from iccache.types import Example, Match, Recalled
 
 PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
@@ -47,12 +45,25 @@ class Selector:
             return self.limits.threshold
         return UNMEASURED if self.auto_threshold is None else self.auto_threshold
 
-    def rank(self, recalled: Recalled, *, system: str, now: float, student: str | None = None) -> tuple[Match, ...]:
-        """All recalled examples with their utility for `student`, highest first; ties by similarity, then the newer."""
+    def rank(
+        self,
+        recalled: Recalled,
+        *,
+        request: str = "",
+        system: str,
+        now: float,
+        student: str | None = None,
+        local: float = 0.0,
+    ) -> tuple[Match, ...]:
+        """All recalled examples with their utility for `student`, highest first; ties by similarity, then the newer.
+
+        `local`: what answers to similar requests say that examples gain here beyond what the model expects; it is
+        added to all, so it decides how many pass the threshold and not which come first.
+        """
         if not recalled.nearest:
             return ()
-        rows = np.stack([candidate_features(e, s, system=system, now=now) for e, s in recalled.nearest])
-        utilities = self.utility.predict(rows, student).tolist()
+        rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
+        utilities = (self.utility.predict(rows, student) + local).tolist()
         matches = [Match(e, s, u) for (e, s), u in zip(recalled.nearest, utilities, strict=True)]
         return tuple(sorted(matches, key=lambda m: (-m.utility, -m.similarity, -m.example.at, m.example.id)))
 
@@ -64,17 +75,19 @@ class Selector:
         request_tokens: int,
         reply_tokens: int,
         cap: int | None,
+        request: str = "",
         system: str,
         now: float,
         student: str | None = None,
+        local: float = 0.0,
     ) -> Selection:
-        """The examples to show `student` for a request asked under `system`.
+        """The examples to show `student` for a `request` asked under `system`; `local` as in `rank`.
 
         Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
         that does not fit makes room for the next.
         """
-        considered = self.rank(recalled, system=system, now=now, student=student)
+        considered = self.rank(recalled, request=request, system=system, now=now, student=student, local=local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
         shown: list[Match] = []

@@ -184,6 +184,10 @@ class SqliteStore:
         row = self._row("SELECT * FROM exchanges WHERE request_id = ?", [request_id])
         return None if row is None else _exchange(row)
 
+    def latest_scored(self, limit: int) -> list[Exchange]:
+        rows = self._rows("SELECT * FROM exchanges WHERE quality IS NOT NULL ORDER BY at DESC LIMIT ?", [limit])
+        return [_exchange(row) for row in rows]
+
     def exchanges(self, since: float, tenant: str | None = None) -> Iterator[Exchange]:
         at, request_id = since, ""
         while True:

@@ -48,6 +48,9 @@ class ExampleStore(Protocol):
     def exchanges(self, since: float, tenant: str | None = None) -> Iterator[Exchange]:
         """Exchanges with `at >= since`, oldest first, in constant memory and without holding a snapshot."""
 
+    def latest_scored(self, limit: int) -> list[Exchange]:
+        """The newest exchanges whose quality is known, newest first."""
+
     def feedback(self, request_id: str) -> list[Feedback]:
         """All feedback on an exchange, ordered by source."""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from iccache.examples.ways import ALONE, Prior
 from iccache.types import Example
 
 NAMES = (
@@ -21,31 +26,71 @@ NAMES = (
     "age",  # log(1 + days)
     "request_length",  # log(1 + characters)
     "answer_length",  # log(1 + characters)
+    "overlap",  # share of the words of both requests that they have in common, in [0, 1]
+    "agreement",  # share of the other candidates that have the same answer, in [0, 1]
 )
+WORDS_FROM = 2000  # characters of a text that are compared word by word
+OTHER_SYSTEM_LOSS = 0.15
 USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
 _COLUMN = {name: i for i, name in enumerate(NAMES)}
 
 Rows = NDArray[np.float64]  # (n, len(NAMES))
 
 
-def candidate_features(example: Example, similarity: float, *, system: str, now: float) -> NDArray[np.float64]:
-    """(len(NAMES),): what is known of showing `example` for a request asked under the system prompt `system`."""
-    stats = example.stats
-    known = stats.own_quality is not None
+def candidate_rows(
+    nearest: Sequence[tuple[Example, float]], *, request: str, system: str, now: float
+) -> NDArray[np.float64]:
+    """(n, len(NAMES)): what is known of showing each candidate, with its cosine, for `request` asked under `system`."""
+    asked = words(request)
+    answers = [_plain(example.answer) for example, _ in nearest]
+    count = Counter(answers)
+    others = max(len(nearest) - 1, 1)
     return np.array(
         [
-            similarity,
-            float(same_system(example.system, system)),
-            stats.credit,
-            stats.credited_quality,
-            stats.own_quality if stats.own_quality is not None else 0.5,
-            float(known),
-            np.log1p(stats.uses),
-            np.log1p(max(now - example.at, 0.0) / 86_400),
-            np.log1p(len(example.request)),
-            np.log1p(len(example.answer)),
+            [
+                *candidate_features(example, similarity, system=system, now=now),
+                overlap(asked, words(example.request)),
+                (count[answer] - 1) / others,
+            ]
+            for (example, similarity), answer in zip(nearest, answers, strict=True)
         ]
-    )
+    ).reshape(len(nearest), len(NAMES))
+
+
+def candidate_features(example: Example, similarity: float, *, system: str, now: float) -> list[float]:
+    """The first features, those that follow from one example alone."""
+    stats = example.stats
+    known = stats.own_quality is not None
+    return [
+        similarity,
+        float(same_system(example.system, system)),
+        stats.credit,
+        stats.credited_quality,
+        stats.own_quality if stats.own_quality is not None else 0.5,
+        float(known),
+        math.log1p(stats.uses),
+        math.log1p(max(now - example.at, 0.0) / 86_400),
+        math.log1p(len(example.request)),
+        math.log1p(len(example.answer)),
+    ]
+
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> frozenset[str]:
+    """The different words of a text."""
+    return frozenset(_WORD.findall(text[:WORDS_FROM].lower()))
+
+
+def overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard's index, in [0, 1]."""
+    common = len(a & b)
+    return common / (len(a) + len(b) - common) if common else 0.0
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer[:WORDS_FROM].lower().split())
 
 
 def same_system(a: str, b: str) -> bool:
@@ -67,6 +112,10 @@ class UtilityModel(Protocol):
 
         A negative weight takes back what was learned from a judgement that has been replaced.
         """
+        ...
+
+    def use(self, prior: Prior) -> None:
+        """Go on with newly trained weights, where the model has any."""
         ...
 
     def state(self) -> bytes:
@@ -122,13 +171,18 @@ class RecordUtility:
         return min(max(mean, 0.0), 1.0)
 
     def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
-        nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
-        nearness *= np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
+        nearness = self.nearness(X, student)
         m0 = self.mean_
         record = (_of(X, "credited_quality") + self.kappa * m0) / (_of(X, "credit") + self.kappa) - m0
         own = self.own_gain * (_of(X, "own_quality") - USUAL_QUALITY) * _of(X, "own_quality_known")
         total: NDArray[np.float64] = nearness + record + own
         return total
+
+    def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
+        """(n,): what is expected of each candidate when nothing is known of its record."""
+        nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
+        scaled: NDArray[np.float64] = nearness * np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
+        return scaled
 
     def partial_fit(
         self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None, student: str | None = None
@@ -139,6 +193,9 @@ class RecordUtility:
         self.answers_ = max(self.answers_ + float(weight.sum()), 0.0)
         return self
 
+    def use(self, prior: Prior) -> None:
+        """A formula has no weights to train."""
+
     def state(self) -> bytes:
         return json.dumps({"quality": self.quality_, "answers": self.answers_}).encode()
 
@@ -148,6 +205,36 @@ class RecordUtility:
             self.quality_, self.answers_ = float(learned["quality"]), float(learned["answers"])
         except (ValueError, TypeError, KeyError) as exc:
             raise ValueError(f"the utility model's state cannot be read: {exc!r}") from exc
+
+
+class LearnedUtility(RecordUtility):
+    """What the prior of the ways expects an example to add when it is shown alone, and the example's own record:
+
+        utility = nearness + (credited_quality + kappa * m0) / (credit + kappa) - m0 + own_gain * (own_quality -
+        USUAL_QUALITY)
+
+    as in RecordUtility, but for `nearness`: prior(own, {example}) - prior(none), linear in similarity, overlap and
+    agreement,
+    with weights for each student that are trained where nobody waits; OTHER_SYSTEM_LOSS less from under another system
+    prompt, which shows another format.
+    """
+
+    def __init__(self, prior: Prior | None = None, **shape: float) -> None:
+        super().__init__(**shape)
+        self.prior = prior or Prior()
+
+    def use(self, prior: Prior) -> None:
+        self.prior = prior
+
+    def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
+        weights = self.prior.weights.get(student or "", self.prior.weights[""])
+        alone = weights @ ALONE.T  # what one example adds: constant, then per unit of similarity, overlap, agreement
+        gain = alone[0] + X[:, _COMPARED] @ alone[1:]
+        nearness: NDArray[np.float64] = np.where(_of(X, "same_system") > 0.5, gain, gain - OTHER_SYSTEM_LOSS)
+        return nearness
+
+
+_COMPARED = [_COLUMN["similarity"], _COLUMN["overlap"], _COLUMN["agreement"]]
 
 
 def _of(X: Rows, name: str) -> NDArray[Any]:

@@ -139,9 +139,16 @@ class Follower:
             return self._rebuild(cursor)
         if not changes:
             return News(cursor, [])
-        self.access.select.retriever.apply([c for c in changes if c.kind is ChangeKind.EXAMPLE])
-        outcomes = [o for c in changes if c.kind is ChangeKind.QUALITY and (o := _outcome(store, c))]
+        self.access.select.apply([c for c in changes if c.kind is ChangeKind.EXAMPLE], store)
+        outcomes = [o for c in changes if c.kind is ChangeKind.QUALITY and (o := self._outcome(store, c))]
         return News(changes[-1].seq, outcomes)
+
+    def _outcome(self, store: ExampleStore, change: Change) -> Outcome | None:
+        exchange = store.exchange(change.key)
+        if exchange is None:
+            return None
+        self.access.select.learn(exchange)
+        return Outcome(exchange.backend, len(exchange.shown), exchange.features, change.old, change.new)
 
     def _rebuild(self, cursor: int) -> News:
         """Changes are missing: they were trimmed before this process saw them, or a backup took the store's place."""
@@ -183,10 +190,3 @@ class Follower:
             log.warning("an outcome of %s cannot be learned from: %s", outcome.backend, exc)
             return
         self.learned_since_snapshot += 1
-
-
-def _outcome(store: ExampleStore, change: Change) -> Outcome | None:
-    exchange = store.exchange(change.key)
-    if exchange is None:
-        return None
-    return Outcome(exchange.backend, len(exchange.shown), exchange.features, change.old, change.new)

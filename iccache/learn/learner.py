@@ -7,6 +7,7 @@ The store is the truth: what this process knows, it has read back from the store
     follow.py      the store's changes into index, router and utility model
     upkeep.py      what is due now and then
     eviction.py    the cache within its capacity
+    lessons.py     what replay has learned, taken over
     sessions.py spending.py counting.py     what is remembered, spent and measured of each answer
     access.py background.py                 the store's two connections; work that nobody waits for
 """
@@ -29,6 +30,7 @@ from iccache.learn.background import Background
 from iccache.learn.counting import Counting
 from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
+from iccache.learn.lessons import Lessons
 from iccache.learn.record import Recorder
 from iccache.learn.sessions import Sessions
 from iccache.learn.spending import Spending
@@ -72,8 +74,16 @@ class Learner:
         self.recorder = Recorder(self.in_force, self.access, self.counting, self.background, news)
         self.verdicts = Verdicts(self.in_force, self.access, self.recorder, metrics, wall, news)
         self.evictor = Evictor(self.in_force, self.access, metrics, wall, news)
+        self.lessons = Lessons(self.access, wall)
         self.upkeep = Upkeep(
-            self.in_force, self.access, self.recorder, self.spending, self.follower, self.evictor, wall
+            self.in_force,
+            self.access,
+            self.recorder,
+            self.spending,
+            self.follower,
+            self.evictor,
+            self.lessons,
+            wall,
         )
 
     def use(self, directory: Directory, redactor: Redactor, router: Router) -> None:

@@ -10,6 +10,7 @@ from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
+from iccache.learn.lessons import Lessons
 from iccache.learn.record import Recorder
 from iccache.learn.spending import Spending
 from iccache.types import Vector
@@ -31,6 +32,7 @@ class Upkeep:
         spending: Spending,
         follower: Follower,
         evictor: Evictor,
+        lessons: Lessons,
         wall: Callable[[], float],
     ) -> None:
         self.in_force = in_force
@@ -39,6 +41,7 @@ class Upkeep:
         self.spending = spending
         self.follower = follower
         self.evictor = evictor
+        self.lessons = lessons
         self.wall = wall
         self.looked_after = 0.0
 
@@ -49,8 +52,10 @@ class Upkeep:
             await self._measure_store()
             await self.spending.reload()
             self.evictor.look()
+            await self.lessons.look()
             if self.follower.learned_since_snapshot:
                 await self.follower.snapshot()
+        await self.lessons.remember()
         await self._reembed()
 
     async def _measure_store(self) -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iccache.examples.utility import NAMES, RecordUtility, Rows, candidate_features, same_system
+from iccache.examples.utility import NAMES, LearnedUtility, RecordUtility, Rows, candidate_rows, same_system
+from iccache.examples.ways import NAMES as WEIGHTS
+from iccache.examples.ways import Prior
 from iccache.types import Example, ExampleStats
 
 NOW = 1_000_000.0
@@ -22,7 +24,7 @@ def example(system: str = "", at: float = NOW, **stats: Any) -> Example:
 
 
 def row(similarity: float = 0.8, system: str = "", **stats: Any) -> Rows:
-    return candidate_features(example(**stats), similarity, system=system, now=NOW)[np.newaxis]
+    return candidate_rows([(example(**stats), similarity)], request="a request", system=system, now=NOW)
 
 
 def utility(*args: Any, **kwargs: Any) -> float:
@@ -30,13 +32,11 @@ def utility(*args: Any, **kwargs: Any) -> float:
 
 
 def test_features_have_a_name_each() -> None:
-    features = candidate_features(
-        example("be brief", NOW - 86_400, uses=3, credit=2.0, credited_quality=1.5, own_quality=0.25),
-        0.5,
-        system=" be  brief\n",
-        now=NOW,
-    )
-    assert dict(zip(NAMES, features.tolist(), strict=True)) == pytest.approx(
+    one = example("be brief", NOW - 86_400, uses=3, credit=2.0, credited_quality=1.5, own_quality=0.25)
+    others = [one._replace(answer=answer) for answer in ("Answer", "another", "a third")]
+    rows = candidate_rows([(e, 0.5) for e in (one, *others)], request="my request", system=" be  brief\n", now=NOW)
+    assert rows.shape == (4, len(NAMES))
+    assert dict(zip(NAMES, rows[0].tolist(), strict=True)) == pytest.approx(
         {
             "similarity": 0.5,
             "same_system": 1.0,
@@ -48,12 +48,14 @@ def test_features_have_a_name_each() -> None:
             "age": np.log(2),
             "request_length": np.log(8),
             "answer_length": np.log(7),
+            "overlap": 0.5,
+            "agreement": 1 / 3,
         }
     )
 
 
 def test_a_clock_that_went_back_makes_no_negative_age() -> None:
-    assert np.isfinite(candidate_features(example(at=NOW + 9e9), 0.5, system="", now=NOW)).all()
+    assert np.isfinite(candidate_rows([(example(at=NOW + 9e9), 0.5)], request="", system="", now=NOW)).all()
 
 
 def test_equally_similar_examples_rank_differently_after_opposite_feedback() -> None:
@@ -119,3 +121,41 @@ def test_all_candidates_are_predicted_at_once_for_any_student() -> None:
     rows = np.concatenate([row(s) for s in (0.1, 0.5, 0.9)])
     assert RecordUtility().predict(rows, "small").shape == (3,)
     assert RecordUtility().predict(np.empty((0, len(NAMES)))).shape == (0,)
+
+
+def weights(**given: float) -> list[float]:
+    return [given.get(name, 0.0) for name in WEIGHTS]
+
+
+def learned(*weights_of: float) -> LearnedUtility:
+    return LearnedUtility(Prior({"": list(weights_of)}))
+
+
+def test_what_was_learned_ranks_by_what_it_learned_from() -> None:
+    by_agreement = learned(*weights(own=0.1, own_agreement=0.5))
+    rows = np.concatenate([row(0.9), row(0.5)])
+    rows[1, NAMES.index("agreement")] = 1.0
+    assert by_agreement.predict(rows).tolist() == pytest.approx([0.1, 0.6])
+    assert RecordUtility().predict(rows)[0] > RecordUtility().predict(rows)[1]
+
+
+def test_an_example_alone_is_its_own_mean_and_maximum() -> None:
+    model = learned(*weights(own=0.1, own_similarity_mean=0.2, own_similarity_max=0.3))
+    assert model.predict(row(0.5))[0] == pytest.approx(0.1 + 0.5 * 0.5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_another_system_prompt_never_speaks_for_an_example(sign: int) -> None:
+    model = learned(*weights(own=0.1, own_similarity_mean=0.4 * sign))
+    rows = candidate_rows(
+        [(example("be brief"), 0.5), (example("be long"), 0.5)], request="x", system="be brief", now=NOW
+    )
+    same, other = model.predict(rows)
+    assert other < same
+
+
+def test_new_weights_are_in_force_at_once_and_records_still_count() -> None:
+    model = learned(*weights())
+    assert model.predict(row(credit=10.0, credited_quality=0.0))[0] < 0
+    model.use(Prior({"": weights(own=1.0), "small": weights(own=2.0)}))
+    assert (model.predict(row())[0], model.predict(row(), "small")[0]) == pytest.approx((1.0, 2.0))

@@ -1,0 +1,120 @@
+"""What serving learns from replay: the prior of the ways to show examples, and the shared sets.
+
+Both are kept as states in the store, and every proxy takes them over within seconds (`iccache/learn/lessons.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from iccache.examples.shared import SETS_STATE, SetOf, build_set, pack, unpack
+from iccache.examples.store import ExampleStore
+from iccache.examples.training import Scored, calibration, fit
+from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, application
+from iccache.types import Example, Exchange
+
+LEAST_ANSWERS = 50  # scored, with the way that was taken, before weights are trained on them
+ANSWERS = 20_000  # the newest that are learned from
+LEAST_EXAMPLES = 24  # of a kind of request, before it gets a shared set
+EXAMPLES = 2048  # the newest of a kind that a set stands for
+GROWN = 2.0  # by how much a kind has to grow before its set is made anew
+
+
+def train(store: ExampleStore) -> dict[str, Any] | None:
+    """Train the prior on what was scored, and keep it; what there is to report, or None where there is too little."""
+    answers = scored(store)
+    if len(answers) < LEAST_ANSWERS:
+        return None
+    kept = store.load_state(PRIOR_STATE)
+    before = None if kept is None else _restored(kept[1])
+    prior = fit(answers)
+    measured = calibration(answers)
+    store.save_state(PRIOR_STATE, store.last_change(), prior.state())
+    return {
+        "answers": len(answers),
+        "students": sorted(student for student in prior.weights if student),
+        "brier": measured.brier,
+        "brier_of_mean": measured.brier_of_mean,
+        "bins": measured.bins,
+        "changed": before is None or before.state() != prior.state(),
+    }
+
+
+def _restored(state: bytes) -> Prior | None:
+    try:
+        return Prior.restored(state)
+    except ValueError:
+        return None
+
+
+def scored(store: ExampleStore) -> list[Scored]:
+    """What the newest scored answers of students teach, in the order they came."""
+    found = [lesson for exchange in store.latest_scored(ANSWERS) if (lesson := _lesson(exchange)) is not None]
+    return found[::-1]
+
+
+def _lesson(exchange: Exchange) -> Scored | None:
+    x = exchange.extra.get("way", {}).get("x", ())
+    if exchange.quality is None or len(x) != len(NAMES):
+        return None
+    return Scored(exchange.backend, f"{exchange.tenant}\n{application(exchange.system):x}", x, exchange.quality)
+
+
+def build_sets(store: ExampleStore, tenant: str | None = None) -> int:
+    """Build the shared sets that are missing or out of date; how many there are then.
+
+    A set stays as it is, so that engines keep it computed, until one of its examples is gone, held or known to be
+    bad, or its kind of request has grown GROWN times since.
+    """
+    kept = store.load_state(SETS_STATE)
+    old = {(s.tenant, s.system): s for s in ([] if kept is None else _unpacked(kept[1]))}
+    kinds = _kinds(store.each_example(tenant))
+    sets = [s for s in old.values() if tenant is not None and s.tenant != tenant]
+    for (owner, name), (count, newest) in kinds.items():
+        known = old.get((owner, name))
+        if known is not None and count < GROWN * known.examples and _still_good(known, store, newest[0].embedder):
+            sets.append(known)
+        elif count >= LEAST_EXAMPLES and (chosen := build_set(newest)):
+            sets.append(SetOf(owner, name, [e.id for e in chosen], count))
+    blob = pack(sorted(sets, key=lambda s: (s.tenant, s.system)))
+    if kept is None or kept[1] != blob:
+        store.save_state(SETS_STATE, store.last_change(), blob)
+    return len(sets)
+
+
+def _unpacked(state: bytes) -> list[SetOf]:
+    try:
+        return unpack(state)
+    except ValueError:
+        return []
+
+
+def _kinds(examples: Iterable[Example]) -> dict[tuple[str, str], tuple[int, list[Example]]]:
+    """By tenant and system prompt: how many examples there are, and the newest of them. Without one, there is no
+    kind.
+    """
+    count: dict[tuple[str, str], int] = {}
+    newest: dict[tuple[str, str], deque[Example]] = {}
+    for example in _shown(examples):
+        name = (example.tenant, f"{application(example.system):016x}")
+        count[name] = count.get(name, 0) + 1
+        newest.setdefault(name, deque(maxlen=EXAMPLES)).append(example)
+    found = {}
+    for name, some in newest.items():
+        model = some[-1].embedder  # while examples are being embedded anew, those of the newest model stand for all
+        found[name] = (count[name], [e for e in some if e.embedder == model])
+    return found
+
+
+def _shown(examples: Iterable[Example]) -> Iterator[Example]:
+    return (e for e in examples if e.held is None and e.system.strip())
+
+
+def _still_good(known: SetOf, store: ExampleStore, embedder: str) -> bool:
+    examples = store.examples(known.ids)
+    return len(examples) == len(known.ids) and all(
+        e.held is None and e.embedder == embedder and (e.stats.own_quality is None or e.stats.own_quality >= 0.5)
+        for e in examples
+    )

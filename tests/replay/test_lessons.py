@@ -1,0 +1,144 @@
+"""What replay leaves for serving: trained weights that found the truth of a synthetic world, and sets that stay."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iccache.examples.shared import SETS_STATE, unpack
+from iccache.examples.store import ExampleStore, open_store
+from iccache.examples.training import Scored, calibration, fit
+from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Shown, Way, application, features
+from iccache.types import ExampleStats, Feedback, Taken
+from replay import lessons
+from tests.factories import AT, make_example, make_exchange
+
+TRUTH = {"constant": 0.3, "own": 0.1, "own_agreement": 0.4, "shared": 0.2}
+
+
+def world(n: int, seed: int = 0, spread: float = 0.2) -> list[Scored]:
+    """Answers whose chance to be right is linear in TRUTH, in kinds of which some are hard and look special."""
+    rng = np.random.default_rng(seed)
+    weights = np.array([TRUTH.get(name, 0.0) for name in NAMES])
+    answers = []
+    for i in range(n):
+        kind = i % 6
+        way = list(Way)[int(rng.integers(3))]
+        near = 0.2 * kind + 0.05 * rng.random(3)  # hard kinds have the nearest examples, for no reason
+        shown = Shown([] if way is Way.NONE else list(near), [0.1] * 3, [float(rng.random())] * 3)
+        x = features(40, way, shown)
+        chance = np.clip(x @ weights - spread * (kind / 5 - 0.5), 0, 1)
+        answers.append(Scored("small", f"k{kind}", x.tolist(), float(rng.random() < chance)))
+    return answers
+
+
+def test_training_finds_what_helps_and_not_what_only_goes_with_it() -> None:
+    learned = dict(zip(NAMES, fit(world(6000), Prior({"": np.zeros(len(NAMES))})).weights["small"], strict=True))
+    assert learned["own_agreement"] == pytest.approx(0.4, abs=0.08)
+    assert learned["own"] + 0.5 * learned["own_agreement"] == pytest.approx(0.3, abs=0.08)
+    assert abs(learned["own_similarity_mean"]) < 0.15
+    naive = np.linalg.lstsq(
+        np.array([a.x for a in world(6000)]), np.array([a.quality for a in world(6000)]), rcond=None
+    )
+    assert naive[0][NAMES.index("own_similarity_mean")] < -0.05  # which is what differences within kinds are for
+
+
+def test_a_student_with_few_answers_has_the_weights_of_all() -> None:
+    few = [a._replace(student="rare") for a in world(20, seed=1)]
+    assert set(fit([*world(500), *few]).weights) == {"", "small"}
+    with pytest.raises(ValueError, match="two"):
+        fit(few[:1])
+
+
+def test_calibration_is_measured_on_kinds_that_were_left_out() -> None:
+    good = calibration(world(3000, spread=0.0))
+    assert good.answers == 3000
+    assert good.brier < good.brier_of_mean
+    assert all(abs(expected - came) < 0.1 for expected, came, _ in good.bins)
+    assert sum(n for _, _, n in good.bins) == 3000
+    shuffled = world(3000, spread=0.0)
+    qualities = np.random.default_rng(5).permutation([a.quality for a in shuffled])
+    noise = calibration([a._replace(quality=float(q)) for a, q in zip(shuffled, qualities, strict=True)])
+    assert noise.brier > noise.brier_of_mean - 0.003
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    opened = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    yield opened
+    opened.close()
+
+
+def record(store: ExampleStore, answers: list[Scored]) -> None:
+    for i, answer in enumerate(answers):
+        taken = Taken("own", 0.5, 1.0, x=tuple(answer.x))
+        store.record(make_exchange(f"r{i}", system=answer.kind, extra={"way": taken._asdict()}, at=AT + i))
+        store.add_feedback(Feedback(f"r{i}", "user", answer.quality, AT + i), tenant="t")
+
+
+def test_what_was_scored_is_learned_from_and_kept(store: ExampleStore) -> None:
+    record(store, world(40))
+    assert lessons.train(store) is None
+    assert store.load_state(PRIOR_STATE) is None
+    record(store, world(120))
+    told = lessons.train(store)
+    assert told is not None
+    assert (told["answers"], told["students"], told["changed"]) == (120, ["small"], True)
+    kept = store.load_state(PRIOR_STATE)
+    assert kept is not None
+    assert set(Prior.restored(kept[1]).weights) == {"", "small"}
+    again = lessons.train(store)
+    assert again is not None
+    assert again["changed"] is False
+
+
+def fill(store: ExampleStore, system: str, count: int, first: int = 0, **other: Any) -> list[str]:
+    return [
+        store.admit(
+            make_example(f"{system[:3]}{i}", system=system, request=f"{system} {i}", answer=f"l{i % 3}", **other)
+        )
+        for i in range(first, first + count)
+    ]
+
+
+def sets(store: ExampleStore) -> dict[str, list[str]]:
+    kept = store.load_state(SETS_STATE)
+    return {} if kept is None else {s.system: s.ids for s in unpack(kept[1])}
+
+
+def test_every_kind_with_enough_examples_gets_a_set_that_stays(store: ExampleStore) -> None:
+    fill(store, "Sort it.", 30)
+    fill(store, "Rare.", 5)
+    fill(store, "", 40)
+    assert lessons.build_sets(store) == 1
+    name = f"{application('Sort it.'):016x}"
+    before = sets(store)
+    assert list(before) == [name]
+    assert len(before[name]) == 3
+    fill(store, "Sort it.", 20, first=100)
+    lessons.build_sets(store)
+    assert sets(store) == before
+
+
+@pytest.mark.parametrize("spoil", ["deleted", "bad", "grown"])
+def test_a_set_is_made_anew_when_it_no_longer_stands_for_its_kind(store: ExampleStore, spoil: str) -> None:
+    fill(store, "Sort it.", 30)
+    lessons.build_sets(store)
+    (before,) = sets(store).values()
+    if spoil == "deleted":
+        store.delete_examples(before[:1])
+    elif spoil == "bad":
+        store.update_example(before[0], own_quality=0.0)
+    else:
+        for i in range(60):
+            store.admit(make_example(f"new{i}", system="Sort it.", request=f"new {i}", answer="new label"))
+    lessons.build_sets(store)
+    (after,) = sets(store).values()
+    assert after != before
+    assert spoil == "grown" or before[0] not in after
+
+
+def test_known_bad_examples_are_in_no_set(store: ExampleStore) -> None:
+    fill(store, "Sort it.", 30, stats=ExampleStats(own_quality=0.1))
+    assert lessons.build_sets(store) == 0
