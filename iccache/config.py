@@ -116,13 +116,19 @@ class Backend(Section, frozen=True):
 
 class Embedder(Section, frozen=True):
     backend: Annotated[
-        Literal["static", "sentence-transformers", "hash"],
+        Literal["static", "sentence-transformers", "onnx", "onnx-int8", "remote", "hash"],
         say("What runs the model: static looks up a table of word vectors; hash compares words and needs no model."),
     ] = "static"
     model: Annotated[
         str,
-        say("all-MiniLM-L6-v2 (for static: the table made of it), or the folder of a model of that backend's kind."),
+        say("all-MiniLM-L6-v2 (static: the table made of it), a folder of the backend's kind, or the remote's name."),
     ] = "all-MiniLM-L6-v2"
+    base_url: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://")] | None,
+        say("Of the backend remote: OpenAI-compatible base URL with /embeddings."),
+    ] = None
+    key_env: Annotated[str | None, say("Environment variable with the key for it; none: no key.")] = None
+    timeout_s: Annotated[Positive, say("Longest silence of that endpoint.", "s")] = 10
     batch: Annotated[AtLeastOne, say("Concurrent requests embedded together, at most.", "texts")] = 32
     cache_entries: Annotated[Count, say("Embeddings kept in memory, so that repeated text costs nothing.", "texts")] = (
         10_000

@@ -21,7 +21,8 @@ LOOSE_NAMES = {"utils", "util", "helpers", "helper", "base", "common", "misc", "
 ONE_HOME = {
     "faiss": {"iccache/examples/index/flat.py", "iccache/examples/index/clustered.py"},
     "sentence_transformers": {"iccache/examples/embed/sentence_transformer.py"},
-    "torch": {"iccache/examples/embed/sentence_transformer.py"},
+    "torch": {"iccache/examples/embed/sentence_transformer.py", "iccache/examples/embed/onnx.py"},
+    "onnxruntime": {"iccache/examples/embed/onnx.py"},
     "sqlite_utils": {
         "iccache/examples/sqlite.py",
         "iccache/examples/restore.py",

