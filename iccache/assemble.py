@@ -187,7 +187,7 @@ class Proxy:
         return self.policies[name]
 
     def _redactor(self) -> Redactor:
-        return Redactor(self.settings.privacy.redact, self.settings.privacy.patterns)
+        return Redactor.of(self.settings.privacy)
 
     def _pipeline(self) -> Pipeline:
         return Pipeline(

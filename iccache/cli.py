@@ -151,7 +151,8 @@ def import_(path: Path | None, as_json: bool, file: Path, tenant: str, subject: 
     from iccache.data.progress import progress
 
     started = time.monotonic()
-    options = importing.Options(tenant, subject, settings.server.max_body_bytes, settings.store.max_bytes)
+    most = settings.server.max_body_bytes, settings.store.max_bytes
+    options = importing.Options(tenant, subject, *most, screen=settings.cache.screen)
     with closing(_open(settings)) as store, progress() as told:
         importer = importing.Importer(store, *_reading_tools(settings), options)
         try:
@@ -397,7 +398,7 @@ def _reading_tools(settings: config.Config) -> tuple[Any, Any, Any]:
 
     by_default = config.Backend(name="none", base_url="http://none", model="none")
     tokenizer = make_tokenizer([by_default, *settings.by_price()][-1].tokenizer)
-    redactor = Redactor(settings.privacy.redact, settings.privacy.patterns)
+    redactor = Redactor.of(settings.privacy)
     return make_embedder(settings.embedder), redactor, tokenizer
 
 

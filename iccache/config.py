@@ -25,6 +25,8 @@ DEFAULT_FILE = Path("iccache.toml")
 DIALECTS: tuple[Literal["chat", "responses", "messages"], ...] = ("chat", "responses", "messages")
 
 LEARNING_POLICIES = frozenset({"linear-thompson", "linear-ucb"})
+PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "SE", "BR", "JP", "IN")
+
 Placement = Literal["start", "end"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -75,6 +77,13 @@ class Tenant(Section, frozen=True):
     requests_per_minute: Annotated[Count, say("Above it 429 with Retry-After; 0: no limit.", "1/min")] = 0
     usd_per_day: Annotated[
         NotNegative, say("When today's (UTC) answers have cost this, 429 until midnight; 0: no limit.", "USD")
+    ] = 0
+    store: Annotated[bool, say("Whether anything of this tenant's requests is recorded.")] = True
+    quarantine: Annotated[
+        bool, say("New examples are held until two other end users got the same answer, or a check or judge agrees.")
+    ] = False
+    keep_days: Annotated[
+        NotNegative, say("This tenant's requests and examples are erased when older than this; 0: no end.", "days")
     ] = 0
 
     @property
@@ -146,6 +155,16 @@ class Selection(Section, frozen=True):
             "Examples go before the conversation (start) or before its last question (end), which keeps prompt caches."
         ),
     ] = "start"
+    writer_share: Annotated[
+        Share, say("Share of the examples shown at once that may be of one other end user; one always may.")
+    ] = 0.5
+    writer_share_over_time: Annotated[
+        Share, say("Share of a tenant's latest showings that may be of one end user's examples to others; 1: no limit.")
+    ] = 0.2
+    consensus_similarity: Annotated[
+        Share,
+        say("Similarity of requests above which an unproven answer may not contradict what others agree on; 1: off."),
+    ] = 0.9
     threshold: Annotated[
         float | Literal["auto"],
         say('Utility below which an example is not shown; "auto" lets the nearest through until a gain is measured.'),
@@ -211,6 +230,10 @@ class Cache(Section, frozen=True):
     quality_floor: Annotated[
         Share, say("An example whose own answer is known to be worse than this is kept for replay, and not shown.")
     ] = 0.3
+    merge_similarity: Annotated[
+        Share, say("Similarity of requests from which on an agreeing answer strengthens the example that is there.")
+    ] = 0.97
+    screen: Annotated[bool, say("Make no example of text that is written to steer a model.")] = True
     reuse: Annotated[Literal["off", "exact"], say("Whether an identical request may be answered from the record.")] = (
         "off"
     )
@@ -219,9 +242,12 @@ class Cache(Section, frozen=True):
 
 class Privacy(Section, frozen=True):
     redact: Annotated[
-        bool, say("Replace addresses, phone, card and account numbers and keys before anything is written.")
+        bool, say("Replace addresses, phone, card, account and identity numbers and keys before anything is written.")
     ] = True
     patterns: Annotated[list[str], say("Further regular expressions to redact.")] = []
+    phone_regions: Annotated[
+        list[str], say("Countries (ISO 3166) whose phone numbers are known as they are written at home; may be empty.")
+    ] = msgspec.field(default_factory=lambda: list(PHONE_REGIONS))
 
 
 class Replay(Section, frozen=True):
@@ -538,6 +564,9 @@ def _mistakes(config: Config) -> Iterator[str]:
             re.compile(pattern)
         except re.error as exc:
             yield f"privacy.patterns: {pattern!r} is not a regular expression: {exc}"
+    for region in config.privacy.phone_regions:
+        if not re.fullmatch("[A-Z]{2}", region):
+            yield f"privacy.phone_regions: {region!r} is not a country's two capital letters"
     if not config.tenants and not is_loopback(config.server.host):
         yield (
             f"server.host: {config.server.host} is reachable from other machines, "

@@ -149,6 +149,8 @@ class Pipeline:
         """The body, understood; what the headers ask of iccache laid over what the body asks."""
         ask = call.dialect.read(call.body)
         controls = read_controls(call.headers, ask.controls)
+        if not self.directory.keeps(call.tenant):
+            controls = controls._replace(store=False)
         return ask if controls == ask.controls else replace(ask, controls=controls)
 
     async def decide(self, call: Call, ask: Ask) -> Plan:

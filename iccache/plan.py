@@ -104,6 +104,16 @@ class Directory:
         self.models = {b.model: b for b in reversed(self.by_price)}
         self.students = frozenset(b.name for b in settings.students())
         self.teachers = frozenset(b.name for b in settings.teachers())
+        self.unrecorded = frozenset(t.name for t in settings.tenants if not t.store)
+        self.quarantined = frozenset(t.name for t in settings.tenants if t.quarantine)
+
+    def keeps(self, tenant: str) -> bool:
+        """Whether anything of this tenant may be recorded."""
+        return tenant not in self.unrecorded
+
+    def quarantines(self, tenant: str) -> bool:
+        """Whether this tenant wants evidence before an example is shown."""
+        return tenant in self.quarantined
 
     def speaking(self, dialect: str) -> tuple[config.Backend, ...]:
         """Backends that speak `dialect`, cheapest first. Raises RequestError where none does."""

@@ -18,6 +18,7 @@ from iccache.examples.selector import Selection, Selector, example_tokens
 from iccache.examples.shared import ExampleReader, SharedSets
 from iccache.examples.showing import Offer, described
 from iccache.examples.tokens import Tokenizer, count_prompt
+from iccache.examples.trust import Showings, Trust
 from iccache.examples.utility import overlap, words
 from iccache.examples.ways import Local, Prior, Shown, Way, Ways, application
 from iccache.metrics import Metrics
@@ -28,6 +29,7 @@ from router.types import ExampleSignals, Signals
 
 COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
 CHARS_PER_TOKEN = 4
+COMPARED = 4  # nearest examples that a new one is compared with
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
 WARM_UP = "The first embedding of a process is slow; this one is nobody's request."
 
@@ -77,6 +79,7 @@ class Select:
         self.ways = ways or Ways()
         self.rng = rng or np.random.default_rng()
         self.shared = SharedSets()
+        self.showings = Showings()
         self.use(settings, selector, tokenizers)
         self.make_retriever = make_retriever
         self.metrics = metrics
@@ -87,6 +90,7 @@ class Select:
     def use(self, settings: config.Config, selector: Selector, tokenizers: Mapping[str, Tokenizer]) -> None:
         """Put new settings in force. `tokenizers` by their setting's value, the dearest backend's first."""
         self.settings = settings
+        self.trust = Trust(settings.selection, self.showings)
         self.selector = selector
         self.tokenizers = tokenizers
         self.dearest = settings.by_price()[-1]
@@ -135,6 +139,11 @@ class Select:
         """(n, dim), unit rows."""
         return await self.thread.run(lambda: self.retriever.embed(texts))
 
+    async def near(self, texts: Sequence[tuple[str, str]], now: float) -> list[Recalled]:
+        """For each (tenant, text) its embedding and the few nearest examples: what new ones are compared with."""
+        queries = [Query(tenant, text, COMPARED) for tenant, text in texts]
+        return await self.thread.run(lambda: self.retriever.recall(queries, now))
+
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()
         known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job))
@@ -178,13 +187,19 @@ class Select:
 
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
         recalled = recalled._replace(nearest=[(e, s) for e, s in recalled.nearest if fits(e, job.ask)])
+        recalled = recalled._replace(nearest=self.trust.sift(recalled.nearest, job.ask.subject))
         students = {student.name: self._for(student, job, recalled) for student in job.students}
+        self._note_showings(job, students)
         return Selected(
             recalled.embedding,
             {name: s.shown for name, s in students.items() if s.shown},
             {name: s.considered for name, s in students.items() if s.considered},
             {name: s.taken for name, s in students.items()},
         )
+
+    def _note_showings(self, job: Job, showings: Mapping[str, Showing]) -> None:
+        for showing_ in showings.values():
+            self.showings.add(job.tenant, job.ask.subject, [m.example for m in showing_.shown])
 
     def _for(self, student: config.Backend, job: Job, recalled: Recalled) -> Showing:
         """Put the request's own examples and the shared set beside nothing, and take one of the three."""
@@ -223,6 +238,7 @@ class Select:
             now=job.now,
             student=student.name,
             local=local.gain,
+            asker=job.ask.subject,
         )
 
     def _shared(self, student: config.Backend, job: Job, recalled: Recalled) -> tuple[Match, ...]:

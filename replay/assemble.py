@@ -159,7 +159,7 @@ async def run(
             gate = LoadGate(
                 load_of_proxy(settings.server, session.http), settings.replay.pause_above_load, options.max_wait_s
             )
-            redactor = Redactor(settings.privacy.redact, settings.privacy.patterns)
+            redactor = Redactor.of(settings.privacy)
             job = Job(
                 settings.replay,
                 store,

@@ -76,6 +76,7 @@ class Options:
     subject: str | None  # of every line; None: what the line says
     most_line_bytes: int
     most_store_bytes: int  # 0: no limit
+    screen: bool = True  # cache.screen
 
 
 class Importer:
@@ -166,7 +167,7 @@ class Importer:
             answer=self._clean(found.answer),
             subject=self.options.subject or found.subject,
         )
-        refusal = unfit(safe.task, safe.answer)
+        refusal = unfit(safe.task, safe.answer, self.options.screen)
         return safe if refusal is None else Bad(refusal.value)
 
     def _there(self, pair: Pair) -> str | None:

@@ -41,6 +41,7 @@ REASONS = MappingProxyType(
         Refusal.TOOL_CALLS.value: "the answer calls tools",
         Refusal.EMPTY.value: "nothing is asked, or nothing answered",
         Refusal.TOO_LONG.value: "too long",
+        Refusal.INSTRUCTIONS.value: "written to steer a model rather than to be an example",
         Refusal.CONTROL_TOKENS.value: "holds markers that a chat template takes for a change of turns",
     }
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 
-from iccache.types import Answer, Ask, Example, ExampleStats, Exchange, Vector
+from iccache.examples.agreement import agree, same_details
+from iccache.examples.screen import sign
+from iccache.examples.utility import same_system
+from iccache.types import Answer, Ask, Example, ExampleStats, Exchange, Hold, Vector
 
 MAX_BYTES = 32 * 1024  # of request and answer together, in UTF-8
 ENDED_WELL = frozenset({"stop", "end_turn", "stop_sequence", "completed", "eos", "eos_token"})
@@ -27,10 +30,16 @@ class Refusal(StrEnum):
     EMPTY = "empty"  # nothing was asked, or nothing answered
     TOO_LONG = "too_long"
     CONTROL_TOKENS = "control_tokens"  # text that a chat template could take for a change of turns
+    INSTRUCTIONS = "instructions"  # written to steer a model rather than to be an example
 
 
 def admissible(
-    exchange: Exchange, ask: Ask, answer: Answer, teachers: Collection[str], admit: str = "teacher"
+    exchange: Exchange,
+    ask: Ask,
+    answer: Answer,
+    teachers: Collection[str],
+    admit: str = "teacher",
+    screen: bool = True,
 ) -> Refusal | None:
     """None when `exchange` may become an example, else the first reason why not.
 
@@ -47,22 +56,34 @@ def admissible(
         (answer.has_tool_calls, Refusal.TOOL_CALLS),
         (not _ended_well(exchange.finish_reason or answer.finish_reason), Refusal.CUT),
     )
-    return next((reason for holds, reason in facts if holds), None) or unfit(exchange.task, exchange.answer)
+    return next((reason for holds, reason in facts if holds), None) or unfit(exchange.task, exchange.answer, screen)
 
 
-def unfit(request: str, answer: str) -> Refusal | None:
-    """What speaks against a pair of texts, wherever it comes from (an import, a better answer given as feedback)."""
+def unfit(request: str, answer: str, screen: bool = True) -> Refusal | None:
+    """What speaks against a pair of texts, wherever it comes from (an import, a better answer given as feedback).
+
+    `screen`: the setting `cache.screen`.
+    """
     if not request.strip() or not answer.strip():
         return Refusal.EMPTY
     if len(request.encode("utf-8", "replace")) + len(answer.encode("utf-8", "replace")) > MAX_BYTES:
         return Refusal.TOO_LONG
     if has_control_tokens(request) or has_control_tokens(answer):
         return Refusal.CONTROL_TOKENS
+    if screen and (sign(request) or sign(answer)):
+        return Refusal.INSTRUCTIONS
     return None
 
 
 def to_example(
-    exchange: Exchange, embedding: Vector, *, id: str, embedder: str, tokens: int, own_quality: float | None = None
+    exchange: Exchange,
+    embedding: Vector,
+    *,
+    id: str,
+    embedder: str,
+    tokens: int,
+    own_quality: float | None = None,
+    held: Hold | None = None,
 ) -> Example:
     """The example that an admissible exchange becomes.
 
@@ -83,7 +104,24 @@ def to_example(
         embedding=embedding,
         tokens=tokens,
         stats=ExampleStats(own_quality=own_quality),
+        held=held,
     )
+
+
+def twin_of(new: Example, nearest: Sequence[tuple[Example, float]], limit: float) -> Example | None:
+    """The nearest example that says what `new` says: the same system prompt, nearly the same request with the same
+    numbers and negations, and the same answer. `limit`: cosine from which on a request is nearly the same.
+    """
+    for there, similarity in nearest:
+        if (
+            similarity >= limit
+            and there.request != new.request  # one and the same is known to the store
+            and same_system(there.system, new.system)
+            and same_details(there.request, new.request)
+            and agree(there.answer, new.answer)
+        ):
+            return there
+    return None
 
 
 def has_control_tokens(text: str) -> bool:

@@ -34,6 +34,11 @@ def agree(a: str, b: str) -> bool:
     return bool(first or second) and _weighty(first) == _weighty(second) and _overlap(first, second) >= SAME
 
 
+def same_details(a: str, b: str) -> bool:
+    """Whether two texts have the same numbers and negations."""
+    return _weighty(words(a)) == _weighty(words(b))
+
+
 def _weighty(found: list[str]) -> Counter[str]:
     """The words of which one alone turns a meaning."""
     return Counter(word for word in found if word in NEGATIONS or any(c.isdigit() for c in word))

@@ -211,6 +211,13 @@ def scored(db: Database) -> None:
     db.execute("CREATE INDEX exchanges_scored ON exchanges (at) WHERE quality IS NOT NULL")
 
 
+@steps(name="0005_traced")
+def traced(db: Database) -> None:
+    """From when on an example's outcomes count against it, and the scored exchanges of a tenant by time."""
+    db.execute("ALTER TABLE examples ADD COLUMN judged_from REAL NOT NULL DEFAULT 0")
+    db.execute("CREATE INDEX exchanges_judged ON exchanges (tenant, at) WHERE quality IS NOT NULL")
+
+
 def newest(migrations: Migrations = steps) -> int:
     """The number of the schema that this version writes."""
     return max(_number(migration.name) for migration in migrations._migrations)

@@ -1,8 +1,8 @@
 """Personal data and secrets out of a text, before anything is written.
 
-It knows shapes, not meanings: names, street addresses, passwords and phone numbers without a country code stay. Of
+It knows shapes, not meanings: names, street addresses, passwords and phone numbers written as bare digits stay. Of
 network addresses only public ones go, and of four numbers with dots only those that hardly are a version. What can be
-checked is: cards by Luhn and issuer, accounts by country, length and remainder.
+checked is: cards by Luhn and issuer, accounts by country, length and remainder, the rest as `identity` says.
 
 Each rule begins where a run of its characters begins and repeats only what cannot be read in two ways, so the work
 grows with the length of the text, whatever the text. The user's own patterns are theirs to keep so.
@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from iccache import config
 from iccache.errors import ConfigError
+from iccache.examples import identity
 
 OWN = "[REDACTED]"
 REMEMBERED = 256  # texts that often come again: system prompts, standing answers
 REMEMBERED_CHARS = 4096  # of such a text
+PHONES_CHECKED = 300  # in one text, at up to a millisecond each
 
 
 class Rule(NamedTuple):
@@ -30,16 +34,28 @@ class Rule(NamedTuple):
     needle: str  # occurs in the text, or the rule cannot apply
     pattern: re.Pattern[str]
     length: Callable[[str], int]  # how much of what the pattern found is one, from its beginning; 0: it is none
+    checked: int = sys.maxsize  # of what was found in one text; beyond it, all goes: checking costs too much
 
 
 class Redactor:
     """Replaces what it finds with a word for its kind: `[EMAIL]`. Of two things glued together one may stay."""
 
-    def __init__(self, enabled: bool = True, patterns: Sequence[str] = ()) -> None:
-        """`patterns`: further regular expressions, replaced by [REDACTED]. Raises ConfigError on a broken one."""
+    def __init__(
+        self, enabled: bool = True, patterns: Sequence[str] = (), regions: Sequence[str] = identity.REGIONS
+    ) -> None:
+        """`patterns`: further regular expressions, replaced by [REDACTED]. Raises ConfigError on a broken one.
+
+        `regions`: countries (ISO 3166) whose phone numbers are known as they are written at home.
+        """
         self.enabled = enabled
+        home = HOME._replace(length=identity.home_phone(regions))
+        self._rules = [*(rule for rule in RULES if rule is not HOME), *([home] if regions else [])]
         self._own = [_compile(pattern) for pattern in patterns]
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._redact)
+
+    @classmethod
+    def of(cls, privacy: config.Privacy) -> Redactor:
+        return cls(privacy.redact, privacy.patterns, privacy.phone_regions)
 
     def redact(self, text: str) -> str:
         if not self.enabled:
@@ -51,7 +67,7 @@ class Redactor:
             text = pattern.sub(lambda found: OWN if found.group() else "", text)
         if "PRIVATE KEY" in text:
             text = "".join(_around_private_keys(text))
-        for rule in RULES:
+        for rule in self._rules:
             if rule.needle in text:
                 text = "".join(_around(rule, text))
         return text
@@ -66,9 +82,10 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 def _around(rule: Rule, text: str) -> Iterator[str]:
     """`text` in pieces, with the placeholder for each thing found."""
-    done = at = 0
+    done = at = seen = 0
     while found := rule.pattern.search(text, at):
-        length = rule.length(found.group())
+        seen += 1
+        length = rule.length(found.group()) if seen <= rule.checked else len(found.group())
         if length:
             yield text[done : found.start()]
             yield rule.placeholder
@@ -143,6 +160,8 @@ def _public_v4(text: str) -> int:
 
 def _public(text: str) -> int:
     try:
+        if "::" in text and sum(map(bool, text.split(":"))) < 3:
+            return 0  # a::b is a name in many languages
         return len(text) if ipaddress.ip_address(text).is_global else 0
     except ValueError:
         return 0
@@ -160,6 +179,8 @@ ISSUERS = re.compile(
     r"""
       4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})                                            # Visa
     | (?:5[1-5][0-9]{2}|222[1-9]|22[3-9][0-9]|2[3-6][0-9]{2}|27[01][0-9]|2720)[0-9]{12}  # Mastercard
+    | (?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]{8,15}                         # Maestro
+    | (?:2131|1800)[0-9]{11}                                                        # JCB, of old
     | 3[47][0-9]{13}                                                                # American Express
     | 3(?:0[0-5]|[689][0-9])[0-9]{11}                                               # Diners
     | (?:6011|65[0-9]{2}|64[4-9][0-9])[0-9]{12}                                     # Discover
@@ -184,7 +205,7 @@ PHONES = r"""
 """
 
 CARDS = r"""
-    (?<![\w.+-])(?:[0-9]{13,19} | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7} | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})
+    (?<![\w.+-])(?:[0-9]{12,19} | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7} | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5})
     (?!\w|[.,-][0-9])
 """
 
@@ -195,6 +216,8 @@ def _rule(placeholder: str, needle: str, pattern: str, length: Callable[[str], i
     return Rule(placeholder, needle, re.compile(pattern, re.VERBOSE), length)
 
 
+HOME = _rule("[PHONE]", "", identity.HOME, identity.home_phone())._replace(checked=PHONES_CHECKED)
+
 # In this order: what may contain another kind comes before it.
 RULES = (
     _rule("[SECRET]", "eyJ", r"(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{8,}+\.[\w-]{8,}+"),
@@ -204,7 +227,9 @@ RULES = (
     _rule("[EMAIL]", "@", r"(?<!\w)[\w.%+-]{1,128}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w(])", _email),
     _rule("[IBAN]", "", r"(?<!\w)[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}", _iban),
     _rule("[CARD]", "", CARDS, _card),
+    _rule("[ID]", "", identity.NATIONAL, identity.national),
     _rule("[PHONE]", "", PHONES, _phone),
-    _rule("[IP]", ":", r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:.])", _public),
+    _rule("[IP]", ":", r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\w)", _public),
     _rule("[IP]", ".", V4, _public_v4),
+    HOME,
 )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
+from iccache.examples.trust import crowded, most_of_one
 from iccache.examples.utility import UtilityModel, candidate_rows
 from iccache.types import Example, Match, Recalled
 
@@ -80,21 +81,25 @@ class Selector:
         now: float,
         student: str | None = None,
         local: float = 0.0,
+        asker: str | None = None,
     ) -> Selection:
         """The examples to show `student` for a `request` asked under `system`; `local` as in `rank`.
 
         Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
-        that does not fit makes room for the next.
+        that does not fit makes room for the next. Of one end user other than the `asker`, at most `writer_share`.
         """
         considered = self.rank(recalled, request=request, system=system, now=now, student=student, local=local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
+        of_one = most_of_one(self.limits.writer_share, most)
         shown: list[Match] = []
         for match in considered:
             if len(shown) >= most or not match.utility >= self.threshold:  # a utility that is no number is not shown
                 break
             cost = example_tokens(match.example)
+            if crowded(match.example, [m.example for m in shown], asker, of_one):
+                continue
             if cost <= room and not any(same(match.example, other.example) for other in shown):
                 shown.append(match)
                 room -= cost

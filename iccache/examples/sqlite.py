@@ -28,6 +28,7 @@ from iccache.errors import StoreError
 from iccache.examples import credit, migrations, standing
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
 from iccache.examples.index import snapshot
+from iccache.examples.tracing import Standing, Traced
 from iccache.types import (
     BackendScore,
     Change,
@@ -57,6 +58,8 @@ JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024  # a log that grew beyond this is cut bac
 PAGE = 1000  # rows read at a time
 TEXT_PAGE = 100  # of rows with long texts
 RESTORED_STATE = "restored"  # its cursor is what `restored_at` says
+ERASED_STATE = "erased"  # its cursor is how often something was erased
+LEARNED_STATES = ["router", "utility"]  # of followers that learn from exchanges
 DAY_S = 86400.0
 DEMONSTRATION = "demonstration"
 
@@ -216,6 +219,7 @@ class SqliteStore:
         embedding: Vector | None = None,
         embedder: str | None = None,
         tokens: int | None = None,
+        held: Hold | None = None,
     ) -> bool:
         if feedback.score is None and demonstration is None:
             raise ValueError("feedback has a score or a demonstration")
@@ -227,7 +231,7 @@ class SqliteStore:
             if not self._put_feedback(feedback, demonstration):
                 return True
             if demonstration is not None:
-                self._demonstrate(feedback, demonstration, embedding, embedder, tokens)
+                self._demonstrate(feedback, demonstration, embedding, embedder, tokens, held)
             self._follow_feedback(feedback.request_id)
             return True
 
@@ -365,6 +369,7 @@ class SqliteStore:
         embedding: Vector | None,
         embedder: str | None,
         tokens: int | None,
+        held: Hold | None,
     ) -> None:
         """Make `answer` the answer of the example that came from the exchange; make the example if there is none."""
         existing = self.example_of(feedback.request_id)
@@ -389,6 +394,7 @@ class SqliteStore:
             embedding=embedding,
             tokens=tokens,
             stats=ExampleStats(own_quality=1.0),
+            held=held,
         )
         self.admit(example)
 
@@ -424,6 +430,7 @@ class SqliteStore:
                     self._write(REPLACE_EXAMPLE, _example_row(kept, digest, original) | {"id": id})
                     self._write(standing.REPLACE_STATS, [example.stats.own_quality, id])
                     self._write("DELETE FROM witnesses WHERE example_id = ?", [id])
+                    self._judge_from_now(id)
             self._append(ChangeKind.EXAMPLE, id)
             return id
 
@@ -535,6 +542,8 @@ class SqliteStore:
             if own_quality is not None:
                 better = backend != DEMONSTRATION  # which is its user's word
                 self._stand(id, checked=better, renewed=better and answer is not None)
+            if answer is not None:
+                self._judge_from_now(id)
             if answer is not None or embedding is not None:
                 self._append(ChangeKind.EXAMPLE, id)
             return True
@@ -585,6 +594,26 @@ class SqliteStore:
             for source in sources:
                 self._write("INSERT OR IGNORE INTO derivations (derived_id, source_id) VALUES (?, ?)", [id, source])
 
+    def judged_tenants(self) -> list[str]:
+        return [row["tenant"] for row in self._rows("SELECT DISTINCT tenant FROM exchanges WHERE quality IS NOT NULL")]
+
+    def judged(self, tenant: str, limit: int) -> list[Traced]:
+        rows = self._rows(standing.JUDGED, [tenant, limit])
+        return [
+            Traced(
+                row["backend"],
+                row["at"],
+                row["quality"],
+                tuple(orjson.loads(row["shown"])),
+                tuple(item[0] for item in orjson.loads(row["considered"])),
+            )
+            for row in reversed(rows)
+        ]
+
+    def standings(self, tenant: str) -> dict[str, Standing]:
+        rows = self._rows("SELECT id, seq, subject, judged_from FROM examples WHERE tenant = ?", [tenant])
+        return {row["id"]: Standing(row["seq"], row["subject"], row["judged_from"]) for row in rows}
+
     def held_near(self, tenant: str, vector: Vector, embedder: str, k: int) -> list[tuple[str, float]]:
         rows = self._rows(standing.NEWEST_HELD, [tenant, embedder, standing.HELD_SEARCHED])
         vectors = [(row["id"], _vector(row["embedding"])) for row in rows]
@@ -602,8 +631,14 @@ class SqliteStore:
         if after is not before:
             self._set_hold(id, after)
 
+    def _judge_from_now(self, id: str) -> None:
+        """What answers were like so far says nothing of this example any more."""
+        self._write("UPDATE examples SET judged_from = ? WHERE id = ?", [self._clock(), id])
+
     def _set_hold(self, id: str, reason: Hold | None) -> None:
         self._write("UPDATE examples SET held = ? WHERE id = ?", [None if reason is None else reason.value, id])
+        if reason is None:
+            self._judge_from_now(id)
         self._append(ChangeKind.EXAMPLE, id)
 
     def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
@@ -656,7 +691,7 @@ class SqliteStore:
         ids = [_json(request_ids)]
         self._write(
             "UPDATE exchanges SET system = '', task = '', answer = '', text_bytes = 0, subject = NULL, session = NULL,"
-            " extra = '{}' WHERE request_id IN (SELECT value FROM json_each(?))",
+            " extra = '{}', features = NULL WHERE request_id IN (SELECT value FROM json_each(?))",
             ids,
         )
         self._write(
@@ -665,6 +700,37 @@ class SqliteStore:
         self._write("DELETE FROM reusable WHERE request_id IN (SELECT value FROM json_each(?))", ids)
         self._write("DELETE FROM witnesses WHERE request_id IN (SELECT value FROM json_each(?))", ids)
         self._erased = self._erased or bool(request_ids)
+        if request_ids:
+            self._count_erasure()
+
+    def _count_erasure(self) -> None:
+        """What was learned from the erased goes with it: kept states now, those in memory when their process looks."""
+        count, _ = self.erasures()
+        self._write("DELETE FROM states WHERE name IN (SELECT value FROM json_each(?))", [_json(LEARNED_STATES)])
+        self._write(
+            "INSERT OR REPLACE INTO states (name, cursor, blob) VALUES (?, ?, ?)",
+            [ERASED_STATE, count + 1, orjson.dumps(self._clock())],
+        )
+
+    def erasures(self) -> tuple[int, float]:
+        state = self.load_state(ERASED_STATE)
+        return (0, 0.0) if state is None else (state[0], float(orjson.loads(state[1])))
+
+    def expire(self, tenant: str, before: float, limit: int = 1000) -> int:
+        with self.transaction():
+            examples = self._rows(
+                "SELECT id FROM examples WHERE tenant = ? AND at < ? LIMIT ?", [tenant, before, limit]
+            )
+            self.delete_examples([row["id"] for row in examples])
+            exchanges = self._write(
+                "DELETE FROM exchanges WHERE request_id IN"
+                " (SELECT request_id FROM exchanges WHERE tenant = ? AND at < ? LIMIT ?)",
+                [tenant, before, limit],
+            )
+            if exchanges:
+                self._erased = True
+                self._count_erasure()
+            return len(examples) + exchanges
 
     # the feed of changes, and what followers keep
 

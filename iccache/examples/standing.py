@@ -112,6 +112,10 @@ WITH RECURSIVE reached (id) AS (
 )
 SELECT id, request_id, held FROM examples WHERE id IN (SELECT id FROM reached)
 """
+JUDGED = """
+SELECT backend, at, quality, shown, considered FROM exchanges
+WHERE tenant = ? AND quality IS NOT NULL AND complete ORDER BY at DESC LIMIT ?
+"""
 NEWEST_HELD = """
 SELECT id, embedding FROM examples WHERE tenant = ? AND held = 'quarantine' AND embedder = ? ORDER BY at DESC LIMIT ?
 """

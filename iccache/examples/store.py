@@ -14,6 +14,7 @@ from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
+from iccache.examples.tracing import Standing, Traced
 from iccache.types import Change, ChangeKind, Daily, Example, Exchange, Feedback, Hold, Kept, Vector, Weighed
 
 SQLITE = "sqlite:///"
@@ -63,6 +64,7 @@ class ExampleStore(Protocol):
         embedding: Vector | None = None,
         embedder: str | None = None,
         tokens: int | None = None,
+        held: Hold | None = None,
     ) -> bool:
         """Take in one judgement. False when the exchange is unknown or another tenant's.
 
@@ -73,8 +75,8 @@ class ExampleStore(Protocol):
 
         A demonstration becomes the answer of the example that came from the exchange, with own_quality 1. Where there
         is none, one is made of the exchange's system prompt and task, backend "demonstration", for which `embedding`,
-        `embedder` and `tokens` are needed; without them it waits for `admit`. Raises ValueError for a score outside
-        [0, 1], and for neither score nor demonstration.
+        `embedder` and `tokens` are needed; without them it waits for `admit`. That one is `held`.
+        Raises ValueError for a score outside [0, 1], and for neither score nor demonstration.
         """
 
     def preference(self, winner_id: str, loser_id: str, tenant: str, at: float) -> bool:
@@ -129,6 +131,15 @@ class ExampleStore(Protocol):
 
     def derive(self, id: str, sources: Sequence[str]) -> None:
         """Example `id` was made from these: it is held and deleted with any of them."""
+
+    def judged_tenants(self) -> list[str]:
+        """Tenants with a scored exchange."""
+
+    def judged(self, tenant: str, limit: int) -> list[Traced]:
+        """The newest `limit` scored exchanges of a tenant, oldest first."""
+
+    def standings(self, tenant: str) -> dict[str, Standing]:
+        """What tracing has to know of a tenant's examples, by id."""
 
     def held_near(self, tenant: str, vector: Vector, embedder: str, k: int) -> list[tuple[str, float]]:
         """(id, cosine) of at most `k` examples in quarantine, best first, among the newest standing.HELD_SEARCHED."""
@@ -199,8 +210,15 @@ class ExampleStore(Protocol):
         """Erase a tenant, or one subject of it: examples as by `delete_examples`, and of the exchanges text, subject,
         session and extra. What remains of an exchange are its numbers.
 
-        Returns {"examples": deleted, "exchanges": erased}; with `dry_run` what it would be.
+        Returns {"examples": deleted, "exchanges": erased}; with `dry_run` what it would be. The states that followers
+        kept of what they learned are deleted, and `erasures` counts.
         """
+
+    def erasures(self) -> tuple[int, float]:
+        """How often text was erased so far, and when last. A follower that learned before has to begin anew."""
+
+    def expire(self, tenant: str, before: float, limit: int = 1000) -> int:
+        """Erase exchanges and examples of a tenant from before that time, at most `limit` of each; returns how many."""
 
     # the feed of changes, and what followers keep
 

@@ -29,6 +29,8 @@ FOLLOW_EVERY_S = 0.2
 FOLLOW_AGAIN_S = 1.0  # after a failure
 SNAPSHOT_EVERY = 100  # learned outcomes
 CHANGES_AT_ONCE = 1000
+RELEARN_AFTER_S = 60.0  # after an erasure: others may follow
+RELEARN_EVERY_S = 1800.0  # at most; what was erased is out of the statistics within the hour
 
 
 class Outcome(NamedTuple):
@@ -59,6 +61,9 @@ class Follower:
         self.counting = counting
         self.unlearned = in_force.router.state(), utility.state()
         self.cursor = 0
+        self.indexed = 0  # the change up to which the index follows; what is read again is only learned from
+        self.clean_as_of = 0  # erasures that what was learned does not know of any more
+        self.relearned = -RELEARN_EVERY_S
         self.learned_since_snapshot = 0
         self.kicked = asyncio.Event()
         self.following = asyncio.Lock()
@@ -66,6 +71,7 @@ class Follower:
     async def load(self) -> None:
         """What other lives of this store have learned."""
         states = await self.access.read(lambda store: (store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)))
+        self.clean_as_of = (await self.access.read(lambda store: store.erasures()))[0]
         if states[0] is not None and states[1] is not None and states[0][0] == states[1][0]:
             try:
                 self.in_force.router.restore(states[0][1])
@@ -116,13 +122,29 @@ class Follower:
             if self.learned_since_snapshot >= SNAPSHOT_EVERY:
                 await self.snapshot()
 
+    async def forget_erased(self, now: float) -> bool:
+        """Learn anew from what is left, where something was erased since: within the hour, and not at every erasure."""
+        count, at = await self.access.read(lambda store: store.erasures())
+        if count == self.clean_as_of or now - at < RELEARN_AFTER_S or abs(now - self.relearned) < RELEARN_EVERY_S:
+            return False
+        async with self.following:
+            oldest = await self.access.read(lambda store: store.oldest_change())
+            self._restore(*self.unlearned)
+            self.access.select.ways.evidence = {}
+            self.cursor, self.clean_as_of, self.relearned = oldest - 1, count, now
+        await self.catch_up()
+        await self.snapshot()
+        return True
+
     async def snapshot(self) -> None:
         """Keep the statistics of router and utility model, so that a new process need not read the whole history."""
-        cursor = self.cursor
+        cursor, clean_as_of = self.cursor, self.clean_as_of
         states = {ROUTER_STATE: self.in_force.router.state(), UTILITY_STATE: self.utility.state()}
         self.learned_since_snapshot = 0
 
         def write(store: ExampleStore) -> None:
+            if store.erasures()[0] != clean_as_of:
+                return  # it knows of what was erased meanwhile
             for name, state in states.items():
                 store.save_state(name, cursor, state)
 
@@ -139,7 +161,9 @@ class Follower:
             return self._rebuild(cursor)
         if not changes:
             return News(cursor, [])
-        self.access.select.apply([c for c in changes if c.kind is ChangeKind.EXAMPLE], store)
+        new = [c for c in changes if c.kind is ChangeKind.EXAMPLE and c.seq > self.indexed]
+        self.access.select.apply(new, store)
+        self.indexed = max(self.indexed, changes[-1].seq)
         outcomes = [o for c in changes if c.kind is ChangeKind.QUALITY and (o := self._outcome(store, c))]
         return News(changes[-1].seq, outcomes)
 
@@ -156,6 +180,7 @@ class Follower:
         newest, restored, oldest = store.last_change(), store.restored_at(), store.oldest_change()
         router, utility = store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)
         self.access.select.retriever.load()
+        self.indexed = newest
         if cursor >= restored:
             return News(newest, [])
         log.warning("the store was restored from a backup: beginning anew with what it holds")

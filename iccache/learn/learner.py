@@ -8,6 +8,7 @@ The store is the truth: what this process knows, it has read back from the store
     upkeep.py      what is due now and then
     eviction.py    the cache within its capacity
     lessons.py     what replay has learned, taken over
+    trace.py       examples that spoil answers, held
     sessions.py spending.py counting.py     what is remembered, spent and measured of each answer
     access.py background.py                 the store's two connections; work that nobody waits for
 """

@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from iccache.errors import StoreError
-from iccache.examples.admission import admissible, to_example
+from iccache.examples.admission import admissible, to_example, twin_of
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.background import Background
 from iccache.learn.counting import Counting
-from iccache.types import Answer, Ask, Exchange, Kept
+from iccache.types import Answer, Ask, Example, Exchange, Hold, Kept
 
 log = logging.getLogger(__name__)
 
+TWINS = 4  # examples in quarantine that a new one is compared with
 TICK_S = 0.02  # what ends within it is written together
 AT_ONCE = 256  # exchanges in one transaction
 MOST_WAITING = 10_000  # exchanges that wait; further ones are dropped, and counted
@@ -156,20 +157,23 @@ class Recorder:
         fit = [exchange for exchange, ask, answer in recorded if self._is_fit(exchange, ask, answer)]
         if not fit:
             return
-        select = self.access.select
-        vectors = await select.embed_all([exchange.task for exchange in fit])
+        select, directory = self.access.select, self.in_force.directory
+        recalled = await select.near([(exchange.tenant, exchange.task) for exchange in fit], fit[-1].at)
         examples = [
             to_example(
                 exchange,
-                vector,
+                found.embedding,
                 id=f"ex_{uuid.uuid4().hex}",
                 embedder=select.retriever.embedder.identity,
                 tokens=select.count_pair(exchange.task, exchange.answer),
+                held=Hold.QUARANTINE if directory.quarantines(exchange.tenant) else None,
             )
-            for exchange, vector in zip(fit, vectors, strict=True)
+            for exchange, found in zip(fit, recalled, strict=True)
         ]
+        limit = directory.settings.cache.merge_similarity
+        entering = [(example, found.nearest) for example, found in zip(examples, recalled, strict=True)]
         try:
-            await self.access.write(lambda store: [store.admit(example) for example in examples])
+            await self.access.write(lambda store: _enter_all(store, entering, limit))
         except StoreError as exc:
             for exchange in fit:
                 self.counting.dropped(exc, exchange.request_id)
@@ -177,7 +181,28 @@ class Recorder:
 
     def _is_fit(self, exchange: Exchange, ask: Ask, answer: Answer) -> bool:
         directory = self.in_force.directory
-        refusal = admissible(exchange, ask, answer, directory.teachers, directory.settings.cache.admit)
+        cache = directory.settings.cache
+        refusal = admissible(exchange, ask, answer, directory.teachers, cache.admit, cache.screen)
         if refusal is not None:
             log.debug("%s does not become an example: %s", exchange.request_id, refusal)
         return refusal is None
+
+
+def _enter(store: ExampleStore, example: Example, nearest: Sequence[tuple[Example, float]], limit: float) -> None:
+    """Add an example, or let it confirm one that says the same already: one that is shown, else one in quarantine."""
+    twin = twin_of(example, nearest, limit)
+    if twin is None and example.held is not None:
+        held = store.held_near(example.tenant, example.embedding, example.embedder, TWINS)
+        similarity = dict(held)
+        twin = twin_of(example, [(e, similarity[e.id]) for e in store.examples(list(similarity))], limit)
+    if twin is not None and store.examples([twin.id]):
+        store.confirm(twin.id, example)
+    else:
+        store.admit(example)
+
+
+def _enter_all(
+    store: ExampleStore, entering: Sequence[tuple[Example, Sequence[tuple[Example, float]]]], limit: float
+) -> None:
+    for example, nearest in entering:
+        _enter(store, example, nearest, limit)

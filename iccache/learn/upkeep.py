@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from iccache.examples.retriever import Retriever
 from iccache.examples.store import ExampleStore
@@ -13,12 +14,15 @@ from iccache.learn.follow import Follower
 from iccache.learn.lessons import Lessons
 from iccache.learn.record import Recorder
 from iccache.learn.spending import Spending
+from iccache.learn.trace import Tracing
 from iccache.types import Vector
 
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY_S = 5.0
 REEMBEDDED_AT_ONCE = 16
+EXPIRE_EVERY_S = 3600.0
+DAY_S = 86400.0
 
 
 class Upkeep:
@@ -43,7 +47,9 @@ class Upkeep:
         self.evictor = evictor
         self.lessons = lessons
         self.wall = wall
+        self.tracing = Tracing(access)
         self.looked_after = 0.0
+        self.expired = 0.0
 
     async def __call__(self) -> None:
         now = self.wall()
@@ -53,10 +59,24 @@ class Upkeep:
             await self.spending.reload()
             self.evictor.look()
             await self.lessons.look()
+            await self.tracing.look(now, self.follower.cursor)
+            await self.follower.forget_erased(now)
+            await self._expire(now)
             if self.follower.learned_since_snapshot:
                 await self.follower.snapshot()
         await self.lessons.remember()
         await self._reembed()
+
+    async def _expire(self, now: float) -> None:
+        """Erase what tenants keep for a time, once an hour."""
+        if abs(now - self.expired) < EXPIRE_EVERY_S:
+            return
+        self.expired = now
+        for tenant in self.in_force.directory.settings.tenants:
+            if tenant.keep_days:
+                name, before = tenant.name, now - tenant.keep_days * DAY_S
+                while await self.access.write(partial(_expired, tenant=name, before=before)):
+                    pass
 
     async def _measure_store(self) -> None:
         limit = self.in_force.directory.settings.store.max_bytes
@@ -89,3 +109,7 @@ def _turn(retriever: Retriever) -> list[tuple[str, Vector]]:
     """In the thread that owns the index: a look at its state, and some of the examples it cannot compare."""
     retriever.look_after()
     return retriever.reembed(REEMBEDDED_AT_ONCE)
+
+
+def _expired(store: ExampleStore, tenant: str, before: float) -> int:
+    return store.expire(tenant, before)

@@ -10,7 +10,7 @@ from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.record import Recorder
 from iccache.metrics import Metrics
-from iccache.types import Feedback, Verdict
+from iccache.types import Feedback, Hold, Verdict
 
 
 class Verdicts:
@@ -63,7 +63,8 @@ class Verdicts:
         if exchange is None or exchange.tenant != tenant:
             return lambda store: False
         answer = self.in_force.redactor.redact(verdict.demonstration or "")
-        refusal = unfit(exchange.task, answer)
+        directory = self.in_force.directory
+        refusal = unfit(exchange.task, answer, directory.settings.cache.screen)
         if refusal is not None:
             raise RequestError(
                 400, f"the demonstration cannot become an example: {refusal.value}", param="demonstration"
@@ -78,4 +79,5 @@ class Verdicts:
             embedding=embedding,
             embedder=select.retriever.embedder.identity,
             tokens=select.count_pair(exchange.task, answer),
+            held=Hold.QUARANTINE if directory.quarantines(tenant) else None,
         )

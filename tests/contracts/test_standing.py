@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iccache.examples.store import ExampleStore, open_store
-from iccache.types import ChangeKind, Example, ExampleStats, Feedback, Hold
+from iccache.types import ChangeKind, Considered, Example, ExampleStats, Feedback, Hold
 from tests.factories import AT, make_example, make_exchange, make_feedback
 
 
@@ -203,3 +203,62 @@ def test_a_purge_forgets_who_confirmed(store: ExampleStore) -> None:
     store.record(make_exchange("r1", subject="bob"))
     store.add_feedback(make_feedback("r1", 0.0), tenant="t")
     assert example(store).stats.own_quality is None
+
+
+# what outcomes say, erasure and retention
+
+
+def test_scored_answers_are_read_with_what_was_shown(store: ExampleStore) -> None:
+    considered = [Considered("e1", 0.9, 0.5, True), Considered("e2", 0.8, 0.4, False)]
+    for n in range(4):
+        store.record(make_exchange(f"r{n}", at=AT + n, shown=("e1",), considered=considered))
+        if n:
+            store.add_feedback(make_feedback(f"r{n}", n / 4), tenant="t")
+    store.record(make_exchange("theirs", tenant="u"))
+    assert store.judged_tenants() == ["t"]
+    found = store.judged("t", 2)
+    assert [(o.at, o.quality, o.shown, o.nearest) for o in found] == [
+        (AT + 2, 0.5, ("e1",), ("e1", "e2")),
+        (AT + 3, 0.75, ("e1",), ("e1", "e2")),
+    ]
+
+
+def test_a_released_or_bettered_example_is_judged_from_then_on(store: ExampleStore) -> None:
+    for id in ("e1", "e2", "e3"):
+        store.admit(make_example(id))
+    store.hold(["e1"], Hold.SUSPECT)
+    assert {s.since for s in store.standings("t").values()} == {0.0}
+    store.release(["e1"])
+    store.update_example("e2", answer="better")
+    found = store.standings("t")
+    assert [id for id, s in found.items() if s.since] == ["e1", "e2"]
+    assert found["e1"].order < found["e2"].order < found["e3"].order
+
+
+def test_an_erasure_takes_what_was_learned_along(store: ExampleStore) -> None:
+    store.record(make_exchange("r1", subject="ann", features=np.ones(3)))
+    store.record(make_exchange("r2", subject="bob", features=np.ones(3)))
+    store.save_state("router", 1, b"knows ann")
+    store.save_state("import:1", 1, b"a bookmark")
+    assert store.erasures() == (0, 0.0)
+    store.purge("t", "nobody")
+    assert store.load_state("router") is not None
+    store.purge("t", "ann")
+    assert store.erasures()[0] == 1
+    assert store.load_state("router") is None
+    assert store.load_state("import:1") is not None
+    ann, bob = store.exchange("r1"), store.exchange("r2")
+    assert ann is not None and ann.features is None
+    assert bob is not None and bob.features is not None
+
+
+def test_what_is_older_than_a_tenant_keeps_is_erased(store: ExampleStore) -> None:
+    for n in range(5):
+        store.record(make_exchange(f"r{n}", at=AT + n))
+        store.admit(make_example(f"e{n}", at=AT + n, request_id=f"r{n}"))
+    store.record(make_exchange("theirs", tenant="u", at=AT))
+    assert store.expire("t", AT + 3, limit=2) == 4
+    assert store.expire("t", AT + 3, limit=2) == 2
+    assert store.expire("t", AT + 3) == 0
+    assert [e.id for e in store.each_example()] == ["e3", "e4"]
+    assert [e.request_id for e in store.exchanges(0)] == ["theirs", "r3", "r4"]
