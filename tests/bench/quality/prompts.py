@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import random
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
 from iccache.examples.shared import build_set
+from iccache.examples.utility import LearnedUtility, candidate_rows, overlap, words
+from iccache.examples.ways import Prior, Shown
 from iccache.types import Example, ExampleStats, Matrix, Shot, Vector
+from tests.bench.quality.answers import DATA
 from tests.bench.quality.tasks import TASKS, Item, Task, items
 
 RECALL_K = 16
@@ -30,6 +35,16 @@ def embedder() -> Embedder:
 def vectors(task: str, split: str) -> Matrix:
     """(n, dim), unit rows: the embeddings of all requests of one split."""
     return embedder().embed([item.prompt for item in items(task, split)])
+
+
+@cache
+def recalled() -> dict[str, Any]:
+    """What was recalled when the answers were asked for, so that they stay of use when the default embedder changes:
+    {"embedder": its identity, "recall": {"task split": [[[place in the pool, cosine], ...] of each request]}, "shared":
+    {task: [place, ...]}}. Written anew by `python -m tests.bench.quality.prompts`."""
+    with lzma.open(DATA / "recall.json.xz", "rt") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
 
 
 class Request(NamedTuple):
@@ -57,15 +72,20 @@ def requests(task: str, split: str, n: int | None = None) -> list[Request]:
 
 
 class Cache:
-    """Examples of one tenant, in the order they came."""
+    """Examples of one tenant, in the order they came; `places` where they are in the pool of their one task."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example], places: str | None = None) -> None:
         self.examples = list(examples)
+        self.places = places
         self.vectors = np.stack([e.embedding for e in examples]) if examples else np.empty((0, 1), np.float32)
         self._sets: dict[str, list[Example]] = {}
 
     def recall(self, request: Request, k: int = RECALL_K) -> list[tuple[Example, float]]:
-        """The nearest with their cosine, best first, by brute force."""
+        """The nearest with their cosine, best first: as kept where that is known, else by brute force."""
+        if self.places is not None and k <= RECALL_K:
+            kept = recalled()["recall"].get(f"{request.item.task} {request.item.split}")
+            if kept is not None and request.item.task == self.places:
+                return [(self.examples[place], cosine) for place, cosine in kept[request.place][:k]]
         if not self.examples:
             return []
         cosines = self.vectors @ request.vector
@@ -74,6 +94,8 @@ class Cache:
 
     def shared(self, system: str) -> list[Example]:
         """The shared set of the kind of request that `system` names."""
+        if self.places is not None:
+            return [self.examples[place] for place in recalled()["shared"][self.places]]
         if system not in self._sets:
             self._sets[system] = build_set([e for e in self.examples if e.system == system])
         return self._sets[system]
@@ -104,7 +126,7 @@ def example(task: str, place: int, answer: str | None = None) -> Example:
 @cache
 def pool(task: str) -> Cache:
     """The cache of one task alone, with the data set's answers."""
-    return Cache([example(task, i) for i in range(len(items(task, "pool")))])
+    return Cache([example(task, i) for i in range(len(items(task, "pool")))], places=task)
 
 
 def messages(request: Request, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
@@ -128,17 +150,55 @@ def chosen(cache: Cache, request: Request, way: str) -> list[Example]:
         return []
     if way == "shared":
         return cache.shared(request.task.system)
-    if way.startswith("both"):
-        near = [e for e, _ in cache.recall(request, int(way.removeprefix("both")))][::-1]
-        return [e for e in cache.shared(request.task.system) if e.id not in {n.id for n in near}] + near
     if way == "random3":
         return random.Random(f"random {request.seed}").sample(cache.examples, NEAREST)
     if way.startswith("nearest"):
         return [e for e, _ in cache.recall(request, int(way.removeprefix("nearest")))][::-1]
-    recalled = [e for e, _ in cache.recall(request)]
-    drawn = random.Random(f"{way} {request.seed}").sample(range(len(recalled)), int(way.removeprefix("recalled")))
-    return [recalled[i] for i in sorted(drawn, reverse=True)]
+    near = [e for e, _ in cache.recall(request)]
+    drawn = random.Random(f"{way} {request.seed}").sample(range(len(near)), int(way.removeprefix("recalled")))
+    return [near[i] for i in sorted(drawn, reverse=True)]
 
 
 def shots(examples: Sequence[Example]) -> list[Shot]:
     return [Shot(e.request, e.answer) for e in examples]
+
+
+def described(cache: Cache, request: Request, shown: Sequence[Example]) -> Shown:
+    """What the prior of the ways looks at, as serving has it."""
+    near = cache.recall(request)
+    answers = [e.answer.strip().lower() for e, _ in near]
+    asked, cosines = words(request.item.prompt), {e.id: s for e, s in near}
+    return Shown(
+        [cosines.get(e.id, float(e.embedding @ request.vector)) for e in shown],
+        [overlap(asked, words(e.request)) for e in shown],
+        [max(answers.count(e.answer.strip().lower()) - 1, 0) / max(len(near) - 1, 1) for e in shown],
+    )
+
+
+def by_utility(cache: Cache, request: Request, prior: Prior, student: str, count: int = NEAREST) -> list[Example]:
+    """The request's own examples as serving ranks them with trained weights, the best last."""
+    near = cache.recall(request)
+    rows = candidate_rows(near, request=request.item.prompt, system=request.task.system, now=AT)
+    utilities = LearnedUtility(prior).predict(rows, student)
+    order = sorted(range(len(near)), key=lambda i: (-utilities[i], -near[i][1], near[i][0].id))
+    return [near[i][0] for i in order[:count]][::-1]
+
+
+def main() -> None:
+    """Write what is recalled with the default embedder."""
+    kept: dict[str, Any] = {"embedder": embedder().identity, "recall": {}, "shared": {}}
+    for task in TASKS:
+        cache = Cache(pool(task).examples)
+        place = {e.id: i for i, e in enumerate(cache.examples)}
+        for split in ("test", "train"):
+            kept["recall"][f"{task} {split}"] = [
+                [[place[e.id], round(cosine, 4)] for e, cosine in cache.recall(request)]
+                for request in requests(task, split)
+            ]
+        kept["shared"][task] = [place[e.id] for e in cache.shared(TASKS[task].system)]
+    with lzma.open(DATA / "recall.json.xz", "wt") as file:
+        json.dump(kept, file)
+
+
+if __name__ == "__main__":
+    main()
