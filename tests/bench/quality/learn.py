@@ -1,6 +1,6 @@
 """Train the prior of the ways on the train split, as replay does on what was scored; no test request is looked at.
 
-    python -m tests.bench.quality.learn      writes data/prior.json, and prints the weights that ship as UNTRAINED
+python -m tests.bench.quality.learn      writes data/prior.json, and prints the weights that ship as UNTRAINED
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tests.bench.quality.tasks import TASKS, correct
 PRIOR = DATA / "prior.json"
 SHOWN = {"none": Way.NONE, "shared": Way.SHARED, "nearest3": Way.OWN, "recalled3": Way.OWN}
 # What is believed before any answer: that an example adds something, and a nearer one more.
-BELIEF = Prior({"": [{"constant": 0.3, "own": 0.1, "own_similarity_mean": 0.1, "own_similarity_max": 0.1, "shared": 0.1}.get(n, 0.0) for n in NAMES]})
+BELIEVED = {"constant": 0.3, "own": 0.1, "own_similarity_mean": 0.1, "own_similarity_max": 0.1, "shared": 0.1}
+BELIEF = Prior({"": [BELIEVED.get(name, 0.0) for name in NAMES]})
 
 
 def scored(student: str, answers: Answers, split: str = "train") -> list[Scored]:
@@ -41,7 +42,8 @@ def main() -> None:
     prior = fit(answers, BELIEF)
     PRIOR.write_bytes(prior.state())
     measured = calibration(answers, BELIEF)
-    print(f"{len(answers)} answers; Brier score on tasks left out {measured.brier:.3f}, of the mean {measured.brier_of_mean:.3f}")
+    print(f"{len(answers)} answers")
+    print(f"Brier score on tasks left out {measured.brier:.3f}, of always the mean {measured.brier_of_mean:.3f}")
     for expected, came, n in measured.bins:
         print(f"  expected {expected:.2f}, came {came:.2f} (n = {n})")
     for student, weights in prior.weights.items():
