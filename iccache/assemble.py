@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from iccache import config
 from iccache.api.auth import Gate
 from iccache.backends.client import BackendClient, make_session
 from iccache.backends.fleet import Fleet, Member
+from iccache.backends.judge import Verdict
 from iccache.backends.retry import Retries
 from iccache.errors import ConfigError, IccacheError, StoreError
 from iccache.examples.embed import make_embedder
@@ -32,9 +34,11 @@ from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
 from iccache.pipeline import Pipeline
 from iccache.plan import Directory
+from iccache.quality.judging import Judging
 from iccache.reuse import Reuse
 from iccache.select import Select
 from iccache.warm import Warm
+from router.floor import Floor
 from router.linear import LinearThompson, LinearUcb
 from router.load import LoadTracker
 from router.policy import Always, Policy, Uniform
@@ -73,6 +77,7 @@ class Proxy:
         self.ways = Ways()
         self.policies: dict[str, Policy] = {}
         self.warm = Warm()
+        self.verdicts: Counter[Verdict] = Counter()
         self._reachable_until = 0.0
         self._use(settings)
 
@@ -116,9 +121,11 @@ class Proxy:
             self.store,
             self._redactor(),
             self.router,
+            self.floor,
             self.utility,
             self.metrics,
             self.wall,
+            self.rng.random,
         )
         self.pipeline = self._pipeline()
         await self.learner.start()
@@ -164,8 +171,13 @@ class Proxy:
             holdout_share=r.holdout_share,
             shadow=r.shadow,
             certify_first=r.certify_first,
+            probe_share=r.probe_share,
             rng=self.rng,
         )
+        before: Floor | None = getattr(self, "floor", None)
+        self.floor = Floor(self.directory.by_price[-1].name, quality_target=r.quality_target, confidence=r.confidence)
+        if before is not None:
+            self.floor.ledgers_ = before.ledgers_
 
     def _retries(self, known: Fleet | None) -> Retries:
         """What is left of the budget lives on."""
@@ -198,6 +210,7 @@ class Proxy:
             self.learner,
             Reuse(self.settings.cache, self.learner),
             self.warm,
+            Judging(self.settings, self.fleet, self.select, self.learner, self.metrics, self.rng, self.verdicts),
             self.metrics,
             self.clock,
         )
@@ -214,7 +227,7 @@ class Proxy:
         self._use(settings)
         self._wire()
         self.select.use(settings, self._selector(), self.tokenizers)
-        self.learner.use(self.directory, self._redactor(), self.router)
+        self.learner.use(self.directory, self._redactor(), self.router, self.floor)
         self.pipeline = self._pipeline()
 
     async def stop(self) -> None:

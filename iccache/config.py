@@ -189,10 +189,22 @@ class Routing(Section, frozen=True):
         say("How a backend is chosen; those that do not learn are baselines to compare with."),
     ] = "linear-thompson"
     quality_target: Annotated[
-        Share, say("Share of the teacher's expected quality that a cheaper backend has to keep to be preferred.")
+        Share,
+        say(
+            "Share of the teacher's quality that a cheaper backend has to keep: expected to, to be preferred; "
+            "and where it is shown not to, it is held back. 0: never."
+        ),
     ] = 0.7
+    confidence: Annotated[
+        float,
+        Meta(gt=0, lt=1),
+        say("Confidence at which a backend is shown to keep quality_target, or to fall short of it."),
+    ] = 0.95
+    probe_share: Annotated[
+        Share, say("What is left of a backend's traffic where it is held back, so that it can be seen to recover.")
+    ] = 0.1
     certify_first: Annotated[
-        bool, say("Offload only where the evidence already says, at 95 %, that quality_target is kept.")
+        bool, say("Offload only where the evidence already says, at routing.confidence, that quality_target is kept.")
     ] = False
     shadow: Annotated[bool, say("Decide and log, but let the teacher answer everything.")] = False
     holdout_share: Annotated[Share, say("Share of routed requests that goes to the teacher at random.")] = 0.0
@@ -209,11 +221,17 @@ class Routing(Section, frozen=True):
 
 
 class Judge(Section, frozen=True):
-    backend: Annotated[str | None, say("Backend that compares two answers for replay; none: the dearest.")] = None
+    backend: Annotated[str | None, say("Backend that compares two answers; none: the dearest.")] = None
     sample_rate: Annotated[
-        Share, say("Share of offloaded answers that are compared with the teacher's, after the reply; only 0 as yet.")
+        Share, say("Share of offloaded (or withheld) answers that are compared with the teacher's, after the reply.")
     ] = 0.0
-    usd_per_day: Annotated[NotNegative, say("Most that those comparisons may cost a day (UTC).", "USD")] = 1.0
+    duel_share: Annotated[
+        Share,
+        say("Share of the requests at which the router is of two minds whose two likeliest backends are compared."),
+    ] = 0.0
+    usd_per_day: Annotated[
+        NotNegative, say("Most that those comparisons may cost a day (UTC), answers asked for them included.", "USD")
+    ] = 1.0
 
 
 class Cache(Section, frozen=True):
@@ -552,8 +570,13 @@ def _mistakes(config: Config) -> Iterator[str]:
     backends = {b.name for b in config.backends}
     if config.judge.backend is not None and config.judge.backend not in backends:
         yield f"judge.backend: no backend is named {config.judge.backend}{_nearest(config.judge.backend, backends)}"
-    if config.judge.sample_rate:
-        yield "judge.sample_rate: only replay judges as yet, answers in service are not compared: set it to 0"
+    if config.judge.sample_rate or config.judge.duel_share:
+        by_default = config.by_price()[-1:]
+        judge = next(
+            (b for b in config.backends if b.name == config.judge.backend), by_default[0] if by_default else None
+        )
+        if judge is not None and "chat" not in judge.dialects:
+            yield f"judge.backend: {judge.name} does not speak chat, in which a judge is asked"
     for name in config.routing.models:
         if name in backends:
             yield f"routing.models: {name} is a backend's name, which pins it"

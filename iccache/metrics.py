@@ -82,6 +82,23 @@ class Metrics:
         )
         self.feedback = self._counter("iccache_feedback", "Feedback accepted.", ["source"])
         self.quality = self._gauge("iccache_quality", "Moving average of known quality.", ["backend"])
+        self.feedback_bias = self._gauge(
+            "iccache_feedback_bias",
+            "Mean score of a source less the users' score of the same answers, of the last day.",
+            ["source"],
+        )
+        self.judging_usd = self._counter(
+            "iccache_judging_usd", "Cost of comparing answers in the background in US dollars.", []
+        )
+        self.judge_position_bias = self._gauge(
+            "iccache_judge_position_bias",
+            "How much the judge prefers the answer shown first (1) or second (-1); beyond 0.5 it is not believed.",
+        )
+        self.floor_held = self._gauge(
+            "iccache_floor_held",
+            "Tenants and kinds of request for which a backend is held back because it falls short.",
+            ["backend"],
+        )
         self.dropped = self._counter(
             "iccache_dropped", "Exchanges or examples that could not be recorded, by cause.", ["cause"]
         )

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from multidict import CIMultiDict
 
@@ -24,6 +24,8 @@ from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan, read_controls
 from iccache.price import as_usd, cost, price
+from iccache.quality.judging import Answered, Judging
+from iccache.quality.kinds import HELD_OUT, KIND, WITHHELD, kind_of
 from iccache.reuse import Reuse
 from iccache.select import Job, Select, signals
 from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot
@@ -95,6 +97,7 @@ class Pipeline:
         learner: Learner,
         reuse: Reuse,
         warm: Warm,
+        judging: Judging,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,6 +109,7 @@ class Pipeline:
         self.learner = learner
         self.reuse = reuse
         self.warm = warm
+        self.judging = judging
         self.metrics = metrics
         self.clock = clock
 
@@ -144,6 +148,7 @@ class Pipeline:
                     turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
                     self.warm.remember(call.tenant, ask, exchange)
                     self.learner.finish(exchange, ask, plan, answer, turn.kept)
+                    self.judging.consider(self.answered(call, ask, plan, exchange, answer))
 
     def parse(self, call: Call) -> Ask:
         """The body, understood; what the headers ask of iccache laid over what the body asks."""
@@ -162,7 +167,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(self.settings.routing.decision_timeout_ms / 1000):
                 plan = await self.choose_examples(call, ask, plan)
-            return self.route(plan)
+            return self.route(call, ask, plan)
         except TimeoutError:
             return plan.plain(Reason.TIMEOUT, self.past_the_cache(plan))
         except Exception:
@@ -180,13 +185,14 @@ class Pipeline:
             taken=selected.taken,
         )
 
-    def route(self, plan: Plan) -> Plan:
+    def route(self, call: Call, ask: Ask, plan: Plan) -> Plan:
         """Draw one of the candidates, where there is a choice."""
         if plan.kind is DecisionKind.PINNED or len(plan.candidates) < 2:
             return plan
         started = self.clock()
         arms = [self.arm(b, plan) for b in plan.candidates]
-        decision = self.router.route(signals(plan), arms, self.fleet.load.load(started))
+        standing = self.learner.standing(call.tenant, kind_of(ask.system))
+        decision = self.router.route(signals(plan), arms, self.fleet.load.load(started), standing)
         self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
         speaking = [b for b in self.directory.by_price if b.name in plan.order]
         order = self.directory.with_fallbacks(self.directory.names[decision.arm], speaking)
@@ -239,7 +245,7 @@ class Pipeline:
             shown=[m.example.id for m in self.shown(plan, backend)],
             considered=plan.considered_for(backend),
             backends=plan.scores(),
-            extra={"way": plan.taken[backend]._asdict()} if backend in plan.taken else {},
+            extra=self.noted(ask, plan, backend, drawn),
         )
         self.learner.begin(exchange, ask)
         return exchange
@@ -312,6 +318,24 @@ class Pipeline:
             return plan.order
         speaking = [b for b in self.directory.by_price if b.name in plan.order]
         return self.directory.with_fallbacks(self.directory.teacher(speaking), speaking)
+
+    def answered(self, call: Call, ask: Ask, plan: Plan, exchange: Exchange, answer: Answer) -> Answered:
+        """What it takes to ask another backend the same, when nobody waits."""
+        post = self.compose(call, ask, plan)
+        return Answered(exchange, ask, plan, answer, call.dialect, post, lambda backend: self.features(plan, backend))
+
+    def noted(self, ask: Ask, plan: Plan, backend: str, drawn: bool) -> dict[str, Any]:
+        """What the record keeps beside: the kind of request, the way examples were shown, whether it is of the
+        hold-out, and who would have answered but for shadow mode or the floor."""
+        kept: dict[str, Any] = {KIND: kind_of(ask.system)}
+        if backend in plan.taken:
+            kept["way"] = plan.taken[backend]._asdict()
+        decision = plan.decision if drawn else None
+        if decision is not None and decision.held_out:
+            kept[HELD_OUT] = True
+        if decision is not None and decision.withheld is not None:
+            kept[WITHHELD] = decision.withheld
+        return kept
 
     def features(self, plan: Plan, backend: config.Backend) -> Features | None:
         """What the router saw, or would have seen, of this request and the backend that answers."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from iccache import config
 from iccache.types import Usage
 
+NUSD = 1_000_000_000  # in a US dollar
+ROUNDING = 1e-6  # of floating point, in nanodollars
+MESSAGE_TOKENS, TEMPLATE_TOKENS = 8, 64  # around the text of one message, and around them all, at most
 EXPECTED_OUTPUT_TOKENS = 256  # of an answer of which nothing is known but that it may be longer
 
 
@@ -33,6 +38,17 @@ def expected(
     """
     output = EXPECTED_OUTPUT_TOKENS if most_output is None else min(EXPECTED_OUTPUT_TOKENS, most_output)
     return _usd(backend, request_tokens + example_tokens, min(covered_tokens, request_tokens), output)
+
+
+def nusd(backend: config.Backend, usage: Usage) -> int:
+    """What `usage` costs, in whole nanodollars, rounded up, so that sums are exact and never too low."""
+    return math.ceil(cost(backend, usage) * NUSD - ROUNDING)
+
+
+def most_nusd(backend: config.Backend, prompt_bytes: int, messages: int, most_output: int) -> int:
+    """The most that one call can cost: no token of a prompt has less than one byte, and every message has a frame."""
+    tokens = prompt_bytes + MESSAGE_TOKENS * messages + TEMPLATE_TOKENS
+    return nusd(backend, Usage(tokens, most_output))
 
 
 def _usd(backend: config.Backend, given: int, cached: int, made: int) -> float:

@@ -26,6 +26,7 @@ class DecisionKind(StrEnum):
     BYPASS = "bypass"
     PINNED = "pinned"
     ROUTED = "routed"
+    COMPARED = "compared"  # in the record alone: asked in the background, to be compared; no client saw it
 
 
 class Reason(StrEnum):
@@ -231,6 +232,7 @@ class Answer:
     complete: bool  # it ended as it should: a whole JSON body, or a stream with its proper end, without an error
     finish_reason: str | None = None
     has_tool_calls: bool = False
+    tool_arguments: tuple[str, ...] = ()  # of the calls of the client's functions, as they came
     usage: Usage | None = None  # as reported; None when it was not
 
 
@@ -268,7 +270,7 @@ class Exchange:
     considered: Sequence[Considered] = ()
     backends: Sequence[BackendScore] = ()
     quality: float | None = None  # all its feedback in one number; the store computes it, `record` ignores it
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # "kind" of request, "withheld": see the pipeline
 
 
 class Kept(NamedTuple):
@@ -285,9 +287,20 @@ class Feedback(NamedTuple):
     """One judgement of one exchange. (request_id, source) is its identity: a new one replaces the old."""
 
     request_id: str
-    source: str  # "user", "demonstration", "judge", "check"
+    source: str  # "user", "demonstration", "judge", "check", "reask"
     score: float | None  # quality in [0, 1]; None for a demonstration
     at: float
+
+
+class Agreement(NamedTuple):
+    """One source of feedback beside the users'."""
+
+    source: str
+    n: int  # scores
+    mean: float
+    both: int  # of exchanges that a user scored as well
+    difference: float | None  # mean of its score less the user's there; None where both is 0
+    deviation: float | None  # standard deviation of that; None where both is below 2
 
 
 class Daily(NamedTuple):

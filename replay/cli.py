@@ -1,4 +1,4 @@
-"""The command line of the offline job: `iccache-replay run | plan`."""
+"""The command line of the offline job: `iccache-replay run | plan | evaluate`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from rich.progress import Progress as Bar
 from iccache import __version__, config
 from iccache.errors import ConfigError, IccacheError
 from iccache.examples.store import SQLITE
-from replay import assemble, report
+from replay import assemble, evaluate, report, spent
 from replay.assemble import Options
 from replay.job import Progress, Stop
 from replay.ledger import Money, Result
+from replay.picture import curve_svg
 from replay.prices import NUSD
 from replay.store import open_replay_store
 
 STDOUT = "-"
 LINE_EVERY_S = 10.0
+DAY_S = 86400.0
 FAILED = frozenset({Stop.ERROR, Stop.INTERRUPTED})
 
 
@@ -73,7 +75,10 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="iccache-replay")
 def main() -> None:
-    """Improve the examples while nobody waits: ask the teacher again, keep the better answer, evict to capacity."""
+    """Improve the examples while nobody waits: ask the teacher again, keep the better answer, evict to capacity.
+
+    And say what other policies would have earned on the recorded requests.
+    """
 
 
 @main.command()
@@ -122,6 +127,47 @@ def run(
 def plan(path: Path | None, json_to: str | None, tenant: str | None, limit: int | None) -> None:
     """Print what `run` would do and the most it would cost. Calls nobody."""
     told = assemble.planned(_settings(path), Options(tenant, limit))
+    _print(told.as_text(), told.as_json(), json_to)
+
+
+@main.command(name="evaluate")
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file; default: iccache.toml where there is one, else the built-in defaults.",
+)
+@click.option(
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value=STDOUT,
+    metavar="[FILE]",
+    help="Report as JSON, on standard output or into FILE.",
+)
+@click.option("--policy", "policies", multiple=True, metavar="NAME", help=f"Any of: {evaluate.FORMS}.")
+@click.option("--tenant", help="This tenant's requests only.")
+@click.option("--days", type=click.FloatRange(0, min_open=True), default=30, show_default=True, help="How far back.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw quality against cost into this SVG file."
+)
+def evaluate_(
+    path: Path | None,
+    json_to: str | None,
+    policies: tuple[str, ...],
+    tenant: str | None,
+    days: float,
+    picture: Path | None,
+) -> None:
+    """Say what other policies would have earned on the recorded requests, with 95 % intervals. Calls nobody."""
+    settings = _settings(path)
+    since = time.time() - days * DAY_S
+    with closing(open_replay_store(settings)) as store:
+        seen = evaluate.traffic(store.exchanges(since, tenant), evaluate.backend_names(settings))
+        judging, replayed = store.judged_usd(since), spent.replay_usd(store, since)
+    told = evaluate.evaluated(seen, policies or evaluate.BASELINES, judging, replayed)
+    if picture is not None:
+        report.write_whole(picture, curve_svg(told.curve, told.policies))
     _print(told.as_text(), told.as_json(), json_to)
 
 

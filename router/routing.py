@@ -1,15 +1,16 @@
 """Policy + load bias + generator -> Decision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.features import feature_rows
+from router.floor import NOTHING_KNOWN, Standing
 from router.load import load_bias
 from router.policy import Policy, one_hot
 from router.reward import load_prices, relative_cost
-from router.types import Arm, Decision, Matrix, Signals, Vector, price_order
+from router.types import Arm, Decision, Signals, Vector, price_order
 
 
 class Router:
@@ -19,7 +20,8 @@ class Router:
 
     `quality_target` in [0, 1] is the share of the dearest arm's expected quality that a cheaper arm must be
     expected to keep to be preferred to it. `theta` (share of capacity), `lambda0` (quality) and `gamma` shape the load
-    bias. With `certify_first` an arm cheaper than the dearest is drawn only where the policy certifies it. With
+    bias. Of an arm that the floor holds back, `probe_share` is left of what the policy gives it, and the rest goes to
+    the dearest. With `certify_first` an arm cheaper than the dearest is drawn only where the floor has proved it. With
     `shadow` the dearest arm serves everything, and the draw is only noted as `preferred`.
     """
 
@@ -36,8 +38,14 @@ class Router:
         holdout_share: float = 0.0,
         shadow: bool = False,
         certify_first: bool = False,
+        probe_share: float = 0.1,
     ) -> None:
-        shares = {"exploration": exploration, "quality_target": quality_target, "holdout_share": holdout_share}
+        shares = {
+            "exploration": exploration,
+            "quality_target": quality_target,
+            "holdout_share": holdout_share,
+            "probe_share": probe_share,
+        }
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
@@ -53,10 +61,18 @@ class Router:
         self.holdout_share = holdout_share
         self.shadow = shadow
         self.certify_first = certify_first
+        self.probe_share = probe_share
         self._rng = rng
 
-    def route(self, signals: Signals, arms: Sequence[Arm], load: float) -> Decision:
-        """Decide one request among `arms` (any number >= 1, in any order) at the smoothed `load` >= 0."""
+    def route(
+        self,
+        signals: Signals,
+        arms: Sequence[Arm],
+        load: float,
+        standing: Mapping[str, Standing] = NOTHING_KNOWN,
+    ) -> Decision:
+        """Decide one request among `arms` (any number >= 1, in any order) at the smoothed `load` >= 0. `standing`, by
+        arm, is what the floor says of requests like this one."""
         names = tuple(arm.name for arm in arms)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"arms must be at least one, with different names, not {list(names)}")
@@ -64,9 +80,18 @@ class Router:
         bias = self.load_bias(arms, load)
         dearest = price_order(arms)[-1]
         chosen = self.policy.probabilities(x, arms, bias, self.quality_target)
-        allowed = self._allowed(x, arms, dearest)
-        probabilities = self._mixed(chosen, allowed, dearest)
-        preferred = self._draw(probabilities)
+        held = np.array([standing.get(name) is Standing.HELD for name in names]) & ~_at(dearest, len(arms))
+        explored = self._explored(
+            self._held_back(chosen, held, dearest), self._allowed(names, dearest, standing), dearest
+        )
+        probabilities = (1 - self.holdout_share) * explored + self.holdout_share * one_hot(dearest, len(arms))
+        u = float(self._rng.random())
+        held_out = u < self.holdout_share
+        preferred = wanted = dearest
+        if not held_out:
+            u = (u - self.holdout_share) / (1 - self.holdout_share)  # again uniform
+            preferred = _drawn(explored, u)
+            wanted = _drawn(self._explored(chosen, np.ones(len(arms), dtype=bool), dearest), u)
         served = dearest if self.shadow else preferred
         return Decision(
             arm=names[served],
@@ -77,6 +102,8 @@ class Router:
             load_bias=bias,
             features=x[served],
             preferred=names[preferred],
+            wanted=names[wanted],
+            held_out=held_out,
         )
 
     def load_bias(self, arms: Sequence[Arm], load: float) -> Vector:
@@ -94,24 +121,34 @@ class Router:
     def restore(self, state: bytes) -> None:
         self.policy.restore(state)
 
-    def _allowed(self, x: Matrix, arms: Sequence[Arm], dearest: int) -> NDArray[np.bool_]:
+    def _allowed(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> NDArray[np.bool_]:
         """(n_arms,): which arms may be drawn at all. Always the dearest."""
         if not self.certify_first:
-            return np.ones(len(arms), dtype=bool)
-        allowed = self.policy.certified(x, arms, self.quality_target)
-        allowed[dearest] = True
-        return allowed
+            return np.ones(len(names), dtype=bool)
+        proved = np.array([standing.get(name) is Standing.PROVED for name in names])
+        return np.asarray(proved | _at(dearest, len(names)))
 
-    def _mixed(self, chosen: Vector, allowed: NDArray[np.bool_], dearest: int) -> Vector:
+    def _held_back(self, chosen: Vector, held: NDArray[np.bool_], dearest: int) -> Vector:
+        """What is left to each arm where some are held back: the dearest takes over what they lose."""
+        left = np.where(held, self.probe_share * chosen, chosen)
+        left[dearest] += (chosen - left).sum()
+        return left
+
+    def _explored(self, chosen: Vector, allowed: NDArray[np.bool_], dearest: int) -> Vector:
         """The policy's share of what may not be drawn goes to the dearest; exploration stays among what may."""
-        at_dearest = one_hot(dearest, len(chosen))
-        kept = np.where(allowed, chosen, 0.0) + chosen[~allowed].sum() * at_dearest
-        explored = (1 - self.exploration) * kept + self.exploration * allowed / allowed.sum()
-        mixed: Vector = (1 - self.holdout_share) * explored + self.holdout_share * at_dearest
-        return mixed
+        kept = np.where(allowed, chosen, 0.0) + chosen[~allowed].sum() * one_hot(dearest, len(chosen))
+        explored: Vector = (1 - self.exploration) * kept + self.exploration * allowed / allowed.sum()
+        return explored
 
-    def _draw(self, probabilities: Vector) -> int:
-        """A position, never one of probability 0: u is below the total, and ties go to the right."""
-        cumulative = np.cumsum(probabilities)
-        u = self._rng.random() * cumulative[-1]
-        return min(int(np.searchsorted(cumulative, u, side="right")), int(np.flatnonzero(probabilities)[-1]))
+
+def _at(position: int, n_arms: int) -> NDArray[np.bool_]:
+    """(n_arms,): True there alone."""
+    there: NDArray[np.bool_] = np.arange(n_arms) == position
+    return there
+
+
+def _drawn(probabilities: Vector, u: float) -> int:
+    """The position at `u` in [0, 1), never one of probability 0: u is below the total, and ties go to the right."""
+    cumulative = np.cumsum(probabilities)
+    found = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return min(found, int(np.flatnonzero(probabilities)[-1]))

@@ -68,7 +68,15 @@ class Decision:
     scores: Vector  # (n_arms,): S_i, expected quality less the load bias
     load_bias: Vector  # (n_arms,), >= 0
     features: Vector  # (n_features,) of `arm`: what is logged and learned from
-    preferred: str  # what the policy itself would have served; differs from `arm` only in shadow mode
+    preferred: str  # what was drawn; differs from `arm` only in shadow mode
+    wanted: str  # what the same draw would have served without the floor
+    held_out: bool = False  # the dearest serves because the request is one of `holdout_share`, whatever the policy says
+
+    @property
+    def withheld(self) -> str | None:
+        """The arm that would have served but for shadow mode or the floor."""
+        would = self.preferred if self.preferred != self.arm else self.wanted
+        return would if would != self.arm else None
 
 
 def price_order(arms: Sequence[Arm]) -> list[int]:

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from iccache import config
 from iccache.examples.store import ExampleStore
-from iccache.types import Daily
+from iccache.types import Agreement, Daily, DecisionKind
+from router.floor import Floor
 
 
 def stats(store: ExampleStore, settings: config.Config, since: float, tenant: str | None) -> dict[str, Any]:
     """Examples and bytes as they are now, and the exchanges with `at >= since`. None: nothing to take a share of."""
-    rows = store.daily(since, tenant)
+    every = store.daily(since, tenant)
+    rows = [r for r in every if r.decision != DecisionKind.COMPARED]
     dearest = settings.by_price()[-1] if settings.backends else None
     tenants = [t.name for t in settings.tenants] if tenant is None else [tenant]
     return {
@@ -33,6 +35,10 @@ def stats(store: ExampleStore, settings: config.Config, since: float, tenant: st
             "example": sum(r.example_tokens for r in rows),
         },
         "backends": [{"name": name, **_sums(group, dearest)} for name, group in _grouped(rows, "backend")],
+        "feedback": [_source(a) for a in store.agreements(since, tenant)],
+        "compared": _requests(r for r in every if r.decision == DecisionKind.COMPARED),
+        "judging_usd": store.judged_usd(since),
+        "held_back": _held_back(store, settings, tenant),
         "days": [{"day": day, **_sums(group, dearest)} for day, group in _grouped(rows, "day")],
     }
 
@@ -51,6 +57,39 @@ def _sums(rows: Sequence[Daily], dearest: config.Backend | None) -> dict[str, An
         "quality": sum(r.quality for r in rows) / judged if judged else None,
         "mean_latency_s": sum(r.latency_s for r in rows) / requests if requests else None,
     }
+
+
+def _source(found: Agreement) -> dict[str, Any]:
+    """One source's scores, and its bias against the users' on the same answers with a 95 % interval."""
+    reach = None if found.deviation is None else 1.96 * found.deviation / found.both**0.5
+    difference = found.difference
+    return {
+        "source": found.source,
+        "scores": found.n,
+        "mean": found.mean,
+        "scored_by_users_too": found.both,
+        "bias": difference,
+        "bias_low": None if reach is None or difference is None else difference - reach,
+        "bias_high": None if reach is None or difference is None else difference + reach,
+    }
+
+
+def _held_back(store: ExampleStore, settings: config.Config, tenant: str | None) -> list[dict[str, Any]]:
+    """Where the floor holds a backend back, as of the last state that was kept."""
+    kept = store.load_state("floor")
+    if kept is None or not settings.backends:
+        return []
+    floor = Floor(settings.by_price()[-1].name, quality_target=settings.routing.quality_target)
+    try:
+        floor.restore(kept[1])
+    except ValueError:
+        return []
+    return [
+        {"tenant": whose, "kind": kind, "backend": arm, "mean": short.mean, "teacher_at_least": short.dearest}
+        for (whose, kind), ledger in floor.ledgers_.items()
+        for arm, short in ledger.held.items()
+        if tenant in (None, whose)
+    ]
 
 
 def _requests(rows: Iterable[Daily]) -> int:
@@ -90,6 +129,20 @@ def show(found: dict[str, Any]) -> None:
     console.print(
         f"{found['offload_share']:.1%} offloaded; {found['cost_usd']:.4f} USD spent, {found['saved_usd']:.4f} USD saved"
     )
+    for f in found["feedback"]:
+        against = "" if f["bias"] is None else f"; {f['bias']:+.3f} against users on {f['scored_by_users_too']:,}"
+        if f["bias_low"] is not None:
+            against += f" [{f['bias_low']:+.3f}, {f['bias_high']:+.3f}]"
+        console.print(f"feedback by {escape(f['source'])}: {f['scores']:,}, mean {f['mean']:.3f}{escape(against)}")
+    if found["compared"]:
+        console.print(
+            f"{found['compared']:,} answers asked to be compared; judging cost {found['judging_usd']:.4f} USD"
+        )
+    for h in found["held_back"]:
+        console.print(
+            f"held back: {escape(h['backend'])} for {escape(h['tenant'])}, kind {h['kind'] or 'none'}: quality "
+            f"{h['mean']:.3f}, the teacher's at least {h['teacher_at_least']:.3f}"
+        )
     _table(console, found["backends"], "name", "by backend")
     _table(console, found["days"], "day", "by day")
 

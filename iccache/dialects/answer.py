@@ -11,6 +11,7 @@ from iccache.dialects import sse
 from iccache.types import Answer, Usage
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024  # of one answer: of its text in a stream, of its body without
+MAX_ARGUMENTS = 64_000  # characters of one call's arguments that are kept
 FINISH = {  # in the words of chat completions
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -33,6 +34,7 @@ class Draft:
         self.ended = False  # the end that the dialect prescribes was seen
         self.failed = False  # an error was reported, or it was too much to keep
         self.usage: dict[str, Any] = {}
+        self._arguments: dict[object, str] = {}  # of calls of tools, by their place
         self._max_chars = max_bytes  # a character is a byte at least: close enough for a bound
         self._text = StringIO()
 
@@ -44,6 +46,13 @@ class Draft:
             self.restart()
         else:
             self._text.write(text)
+
+    def call(self, place: object, arguments: object) -> None:
+        """A piece of the arguments of the call at `place`, which has to be hashable."""
+        self.has_tool_calls = True
+        known = self._arguments.get(place, "")
+        if isinstance(arguments, str) and len(known) + len(arguments) <= MAX_ARGUMENTS and len(self._arguments) < 64:
+            self._arguments[place] = known + arguments
 
     def restart(self) -> None:
         """Forget the text: it comes again, whole."""
@@ -64,6 +73,7 @@ class Draft:
             complete=self.ended and not self.failed,
             finish_reason=self.finish_reason,
             has_tool_calls=self.has_tool_calls,
+            tool_arguments=tuple(self._arguments.values()),
             usage=usage,
         )
 

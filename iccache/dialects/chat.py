@@ -107,6 +107,9 @@ class _Grammar:
                 draft.add(part.get("text"))
         if message.get("tool_calls") or message.get("function_call"):
             draft.has_tool_calls = True
+        for i, called in enumerate(dicts(message.get("tool_calls"))):
+            place = called.get("index")
+            draft.call(place if isinstance(place, int) else i, mapping(called.get("function")).get("arguments"))
 
 
 def _turn(message: object) -> Turn:

@@ -103,6 +103,8 @@ class _Grammar:
             delta = mapping(data.get("delta"))
             if delta.get("type") == "text_delta":
                 draft.add(delta.get("text"))
+            elif delta.get("type") == "input_json_delta":
+                draft.call(str(data.get("index")), delta.get("partial_json"))
         elif kind == "message_delta":
             draft.report(data.get("usage"))
             draft.finish(mapping(data.get("delta")).get("stop_reason"))

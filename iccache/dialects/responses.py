@@ -104,8 +104,10 @@ class _Grammar:
         return None if given is None or made is None else Usage(given, made, cached=cached)
 
     def _say(self, response: dict[str, Any], draft: Draft) -> None:
-        for item in dicts(response.get("output")):
+        for i, item in enumerate(dicts(response.get("output"))):
             self._notice(item, draft)
+            if item.get("type") == "function_call":
+                draft.call(i, item.get("arguments"))
             for part in dicts(item.get("content")):
                 if part.get("type") == "output_text":
                     draft.add(part.get("text"))

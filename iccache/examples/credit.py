@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from iccache.types import ExampleStats
 
-SOURCE_WEIGHTS = {"user": 1.0, "check": 0.7, "judge": 0.5}
+SOURCE_WEIGHTS = {"user": 1.0, "check": 0.7, "judge": 0.5, "reask": 0.3}
 OTHER_WEIGHT = 0.5  # of a source that is not listed
 GOOD_ENOUGH = 0.5  # least quality of a successful offload
 QUALITY_FLOOR = 0.3  # below it an answer is known to be poor
@@ -55,7 +55,8 @@ NO_CREDIT = Credit()
 def combined_quality(scores: Mapping[str, float | None]) -> float | None:
     """One quality from the scores of all sources: sum(w_s * score_s) / sum(w_s). None when there is no score.
 
-    The weights w_s are SOURCE_WEIGHTS: a user knows best, a check sees one aspect, a judge is a model too.
+    The weights w_s are SOURCE_WEIGHTS: a user knows best, a check sees one aspect, a judge is a model too,
+    and who asks again may have had other reasons.
     """
     weighted = [(SOURCE_WEIGHTS.get(source, OTHER_WEIGHT), score) for source, score in scores.items()]
     total = sum(weight for weight, score in weighted if score is not None)
@@ -151,3 +152,10 @@ def with_replaced(
         credited_quality=stats.credited_quality + new.quality - old.quality,
         gain=stats.gain + gain_weight(later) * (new.gain - old.gain),
     )
+
+
+def deviation(n: int, mean: float | None, squares: float | None) -> float | None:
+    """Standard deviation (of a sample) from a mean and a mean of squares; None where n is below 2."""
+    if n < 2 or mean is None or squares is None:
+        return None
+    return float((max(0.0, squares - mean * mean) * n / (n - 1)) ** 0.5)

@@ -218,6 +218,24 @@ def traced(db: Database) -> None:
     db.execute("CREATE INDEX exchanges_judged ON exchanges (tenant, at) WHERE quality IS NOT NULL")
 
 
+@steps(name="0006_judging")
+def judging(db: Database) -> None:
+    """What comparing answers in the background costs."""
+    db.execute(
+        """
+        CREATE TABLE judging (
+            id INTEGER PRIMARY KEY,
+            at REAL NOT NULL,
+            request_id TEXT NOT NULL,            -- of an exchange that may be gone by now: what was spent stays spent
+            kind TEXT NOT NULL,                  -- answer, judgement
+            nusd INTEGER NOT NULL,               -- 1e-9 USD: the most it can cost, then what it did
+            settled INTEGER NOT NULL DEFAULT 0
+        )
+        """
+    )
+    db.execute("CREATE INDEX judging_at ON judging (at, nusd)")
+
+
 def newest(migrations: Migrations = steps) -> int:
     """The number of the schema that this version writes."""
     return max(_number(migration.name) for migration in migrations._migrations)

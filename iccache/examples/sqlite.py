@@ -30,6 +30,7 @@ from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
 from iccache.examples.index import snapshot
 from iccache.examples.tracing import Standing, Traced
 from iccache.types import (
+    Agreement,
     BackendScore,
     Change,
     ChangeKind,
@@ -244,6 +245,41 @@ class SqliteStore:
             self.add_feedback(Feedback(winner_id, "user", 1.0, at), tenant=tenant)
             self.add_feedback(Feedback(loser_id, "user", 0.0, at), tenant=tenant)
             return True
+
+    def reserve_judging(self, at: float, request_id: str, kind: str, most_nusd: int, budget_nusd: int) -> int | None:
+        midnight = at - at % DAY_S
+        with self.transaction():
+            spent = self._number(
+                "SELECT coalesce(sum(nusd), 0) FROM judging WHERE at >= ? AND at < ?", [midnight, midnight + DAY_S]
+            )
+            if spent + most_nusd > budget_nusd:
+                return None
+            self._write(
+                "INSERT INTO judging (at, request_id, kind, nusd) VALUES (?, ?, ?, ?)",
+                [at, request_id, kind, most_nusd],
+            )
+            return int(self._number("SELECT last_insert_rowid()"))
+
+    def settle_judging(self, number: int, nusd: int) -> None:
+        with self.transaction():
+            self._write("UPDATE judging SET nusd = ?, settled = 1 WHERE id = ?", [nusd, number])
+
+    def judged_usd(self, since: float) -> float:
+        return self._number("SELECT coalesce(sum(nusd), 0) FROM judging WHERE at >= ?", [since]) / 1e9
+
+    def agreements(self, since: float, tenant: str | None = None, limit: int = 20_000) -> list[Agreement]:
+        rows = self._rows(AGREEMENTS, {"since": since, "tenant": tenant, "limit": limit})
+        return [
+            Agreement(
+                row["source"],
+                row["n"],
+                row["mean"],
+                row["compared"],
+                row["difference"],
+                credit.deviation(row["compared"], row["difference"], row["squares"]),
+            )
+            for row in rows
+        ]
 
     def spent_today(self, tenant: str, now: float) -> float:
         midnight = now - now % DAY_S
@@ -1011,6 +1047,15 @@ EACH_EXAMPLE = """
 SELECT * FROM full_examples
 WHERE seq > :seq AND (:tenant IS NULL OR tenant = :tenant) AND (:subject IS NULL OR subject = :subject)
 ORDER BY seq LIMIT :page
+"""
+AGREEMENTS = """
+SELECT f.source AS source, count(*) AS n, avg(f.score) AS mean, count(u.score) AS compared,
+    avg(f.score - u.score) AS difference, avg((f.score - u.score) * (f.score - u.score)) AS squares
+FROM (SELECT request_id FROM exchanges WHERE at >= :since AND (:tenant IS NULL OR tenant = :tenant)
+      AND quality IS NOT NULL ORDER BY at DESC LIMIT :limit) e
+JOIN feedback f ON f.request_id = e.request_id AND f.score IS NOT NULL
+LEFT JOIN feedback u ON u.request_id = e.request_id AND u.source = 'user' AND f.source <> 'user'
+GROUP BY f.source ORDER BY f.source
 """
 DAILY = """
 SELECT date(at, 'unixepoch') AS day, backend, decision, count(*), sum(status >= 400), sum(offloaded),

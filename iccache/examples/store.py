@@ -15,7 +15,19 @@ from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite import MEMORY, SqliteStore
 from iccache.examples.tracing import Standing, Traced
-from iccache.types import Change, ChangeKind, Daily, Example, Exchange, Feedback, Hold, Kept, Vector, Weighed
+from iccache.types import (
+    Agreement,
+    Change,
+    ChangeKind,
+    Daily,
+    Example,
+    Exchange,
+    Feedback,
+    Hold,
+    Kept,
+    Vector,
+    Weighed,
+)
 
 SQLITE = "sqlite:///"
 
@@ -84,6 +96,23 @@ class ExampleStore(Protocol):
 
         False, and nothing written, when either is unknown or another tenant's. Raises ValueError when they are one.
         """
+
+    def reserve_judging(self, at: float, request_id: str, kind: str, most_nusd: int, budget_nusd: int) -> int | None:
+        """Set aside the most that comparing answers costs at one step; returns the number of the reservation.
+
+        None where the sum of the day (UTC), what is reserved included, would exceed the budget. It is one transaction,
+        so the budget holds however many processes share the store. `kind`: "answer" or "judgement".
+        """
+
+    def settle_judging(self, number: int, nusd: int) -> None:
+        """What it did cost. A reservation that is never settled counts as spent."""
+
+    def judged_usd(self, since: float) -> float:
+        """USD that comparing answers has cost since then, what is reserved included."""
+
+    def agreements(self, since: float, tenant: str | None = None, limit: int = 20_000) -> list[Agreement]:
+        """How each source scored, and how far from users on the same exchanges, over the newest `limit` exchanges with
+        `at >= since`."""
 
     def spent_today(self, tenant: str, now: float) -> float:
         """USD that the tenant's exchanges of today (UTC) have cost."""

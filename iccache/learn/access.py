@@ -13,6 +13,7 @@ from iccache.examples.store import ExampleStore
 from iccache.examples.writer import Writer
 from iccache.plan import Directory
 from iccache.select import Select
+from router.floor import Floor
 from router.routing import Router
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class InForce:
     directory: Directory
     redactor: Redactor
     router: Router
+    floor: Floor
 
 
 class Access:

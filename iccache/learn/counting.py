@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from iccache import config
 from iccache.learn.access import InForce
@@ -58,6 +59,10 @@ class Counting:
         before = self._quality.get(backend, quality)
         self._quality[backend] = before + QUALITY_MEMORY * (quality - before)
         self.metrics.quality.labels(backend).set(self._quality[backend])
+
+    def held(self, held: Mapping[str, int]) -> None:
+        for name in self.in_force.directory.names:
+            self.metrics.floor_held.labels(name).set(held.get(name, 0))
 
     def full(self) -> None:
         """An exchange that is not recorded because the store is larger than it may be."""

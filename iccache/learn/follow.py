@@ -1,4 +1,4 @@
-"""The store's changes, applied: index, router, utility model and exported quality follow them.
+"""The store's changes, applied: index, router, floor, utility model and exported quality follow them.
 
 What this process knows, it has read back from the store, as every other process does.
 """
@@ -19,12 +19,14 @@ from iccache.examples.store import ExampleStore
 from iccache.examples.utility import NAMES, UtilityModel
 from iccache.learn.access import Access, InForce
 from iccache.learn.counting import Counting
+from iccache.quality.kinds import kind_of_record
 from iccache.types import Change, ChangeKind
 
 log = logging.getLogger(__name__)
 
 ROUTER_STATE = "router"
 UTILITY_STATE = "utility"
+FLOOR_STATE = "floor"
 FOLLOW_EVERY_S = 0.2
 FOLLOW_AGAIN_S = 1.0  # after a failure
 SNAPSHOT_EVERY = 100  # learned outcomes
@@ -36,6 +38,9 @@ RELEARN_EVERY_S = 1800.0  # at most; what was erased is out of the statistics wi
 class Outcome(NamedTuple):
     """A quality that became known, with what is needed to learn from it."""
 
+    tenant: str
+    kind: str  # of request
+    at: float  # when it came
     backend: str
     examples: int  # that were shown for it
     features: NDArray[np.float64] | None
@@ -43,12 +48,20 @@ class Outcome(NamedTuple):
     new: float | None
 
 
+class Learned(NamedTuple):
+    """States of all that learns, as of one change."""
+
+    router: bytes
+    utility: bytes
+    floor: bytes
+
+
 class News(NamedTuple):
     """What the store's changes say."""
 
     cursor: int  # of the last change it includes
     outcomes: Sequence[Outcome]
-    begin: tuple[bytes, bytes] | None = None  # forget what was learned: states of router and utility to go on from
+    begin: Learned | None = None  # forget what was learned: what to go on from
 
 
 class Follower:
@@ -59,7 +72,7 @@ class Follower:
         self.access = access
         self.utility = utility
         self.counting = counting
-        self.unlearned = in_force.router.state(), utility.state()
+        self.unlearned = self._learned()
         self.cursor = 0
         self.indexed = 0  # the change up to which the index follows; what is read again is only learned from
         self.clean_as_of = 0  # erasures that what was learned does not know of any more
@@ -70,22 +83,39 @@ class Follower:
 
     async def load(self) -> None:
         """What other lives of this store have learned."""
-        states = await self.access.read(lambda store: (store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)))
+        kept = await self.access.read(self._kept)
         self.clean_as_of = (await self.access.read(lambda store: store.erasures()))[0]
-        if states[0] is not None and states[1] is not None and states[0][0] == states[1][0]:
+        if kept is not None:
             try:
-                self.in_force.router.restore(states[0][1])
-                self.utility.restore(states[1][1])
-                self.cursor = states[0][0]
+                self._go_on_from(kept[1])
+                self.cursor = kept[0]
             except ValueError as exc:
                 log.warning("the kept statistics cannot be used, learning from the whole history again: %s", exc)
         self.cursor = await self.access.read(self._first_needed)
+        self.counting.held(self.in_force.floor.held())
 
     def _first_needed(self, store: ExampleStore) -> int:
         """Where to begin: a million imported examples that are in the index already need not be gone through."""
         first = store.next_change(ChangeKind.QUALITY, self.cursor)
         nothing_until = store.last_change() if first is None else first - 1
         return max(self.cursor, min(nothing_until, self.access.select.retriever.loaded_at))
+
+    def _kept(self, store: ExampleStore) -> tuple[int, Learned] | None:
+        """What is kept, if it is of one change. A store that knows no floor yet gives an empty one."""
+        router, utility, floor = (store.load_state(n) for n in (ROUTER_STATE, UTILITY_STATE, FLOOR_STATE))
+        if router is None or utility is None or router[0] != utility[0]:
+            return None
+        found = floor[1] if floor is not None and floor[0] == router[0] else self.unlearned.floor
+        return router[0], Learned(router[1], utility[1], found)
+
+    def _learned(self) -> Learned:
+        return Learned(self.in_force.router.state(), self.utility.state(), self.in_force.floor.state())
+
+    def _go_on_from(self, learned: Learned) -> None:
+        """Raises ValueError for what does not fit."""
+        self.in_force.router.restore(learned.router)
+        self.utility.restore(learned.utility)
+        self.in_force.floor.restore(learned.floor)
 
     async def follow(self, upkeep: Callable[[], Awaitable[None]]) -> None:
         """Apply the store's changes as they come, and do the `upkeep` after each turn, until cancelled."""
@@ -112,7 +142,7 @@ class Follower:
                 if news.cursor != self.cursor or news.begin is not None:
                     self.access.select.changed()
                 if news.begin is not None:
-                    self._restore(*news.begin)
+                    self._restore(news.begin)
                 for outcome in news.outcomes:
                     self._learn(outcome)
                 if news.cursor == self.cursor:
@@ -129,7 +159,7 @@ class Follower:
             return False
         async with self.following:
             oldest = await self.access.read(lambda store: store.oldest_change())
-            self._restore(*self.unlearned)
+            self._restore(self.unlearned)
             self.access.select.ways.evidence = {}
             self.cursor, self.clean_as_of, self.relearned = oldest - 1, count, now
         await self.catch_up()
@@ -137,15 +167,14 @@ class Follower:
         return True
 
     async def snapshot(self) -> None:
-        """Keep the statistics of router and utility model, so that a new process need not read the whole history."""
-        cursor, clean_as_of = self.cursor, self.clean_as_of
-        states = {ROUTER_STATE: self.in_force.router.state(), UTILITY_STATE: self.utility.state()}
+        """Keep the statistics of all that learns, so that a new process need not read the whole history."""
+        cursor, clean_as_of, states = self.cursor, self.clean_as_of, self._learned()
         self.learned_since_snapshot = 0
 
         def write(store: ExampleStore) -> None:
             if store.erasures()[0] != clean_as_of:
                 return  # it knows of what was erased meanwhile
-            for name, state in states.items():
+            for name, state in zip((ROUTER_STATE, UTILITY_STATE, FLOOR_STATE), states, strict=True):
                 store.save_state(name, cursor, state)
 
         try:
@@ -172,32 +201,40 @@ class Follower:
         if exchange is None:
             return None
         self.access.select.learn(exchange)
-        return Outcome(exchange.backend, len(exchange.shown), exchange.features, change.old, change.new)
+        return Outcome(
+            tenant=exchange.tenant,
+            kind=kind_of_record(exchange),
+            at=exchange.at,
+            backend=exchange.backend,
+            examples=len(exchange.shown),
+            features=exchange.features,
+            old=change.old,
+            new=change.new,
+        )
 
     def _rebuild(self, cursor: int) -> News:
         """Changes are missing: they were trimmed before this process saw them, or a backup took the store's place."""
         store = self.access.store
         newest, restored, oldest = store.last_change(), store.restored_at(), store.oldest_change()
-        router, utility = store.load_state(ROUTER_STATE), store.load_state(UTILITY_STATE)
+        kept = self._kept(store)
         self.access.select.retriever.load()
         self.indexed = newest
         if cursor >= restored:
             return News(newest, [])
         log.warning("the store was restored from a backup: beginning anew with what it holds")
-        if router is None or utility is None or router[0] != utility[0] or router[0] < restored:
+        if kept is None or kept[0] < restored:
             return News(oldest - 1, [], self.unlearned)
-        return News(max(router[0], oldest - 1), [], (router[1], utility[1]))
+        return News(max(kept[0], oldest - 1), [], kept[1])
 
-    def _restore(self, router: bytes, utility: bytes) -> None:
+    def _restore(self, learned: Learned) -> None:
         try:
-            self.in_force.router.restore(router)
-            self.utility.restore(utility)
+            self._go_on_from(learned)
         except ValueError as exc:
             log.warning("the restored statistics cannot be used, going on with those there are: %s", exc)
         self.learned_since_snapshot = 0
 
     def _learn(self, outcome: Outcome) -> None:
-        """Router, utility model and the exported quality take in one outcome. A replaced one is taken back first."""
+        """Router, floor, utility model and the exported quality take in one outcome. A replaced one is taken back."""
         if outcome.new is None:
             return
         self.counting.quality(outcome.backend, outcome.new)
@@ -211,7 +248,11 @@ class Follower:
             return
         try:
             self.in_force.router.learn(outcome.backend, outcome.features, outcome.new, outcome.old)
+            self.in_force.floor.learn(
+                outcome.tenant, outcome.kind, outcome.backend, outcome.new, outcome.old, at=outcome.at
+            )
         except ValueError as exc:
             log.warning("an outcome of %s cannot be learned from: %s", outcome.backend, exc)
             return
+        self.counting.held(self.in_force.floor.held())
         self.learned_since_snapshot += 1

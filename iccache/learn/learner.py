@@ -4,6 +4,7 @@ The store is the truth: what this process knows, it has read back from the store
 
     record.py      exchanges into the store, the fit ones into examples
     verdicts.py    feedback, made durable
+    witness.py     what can be seen without being told: failed checks, questions asked again
     follow.py      the store's changes into index, router and utility model
     upkeep.py      what is due now and then
     eviction.py    the cache within its capacity
@@ -16,8 +17,9 @@ The store is the truth: what this process knows, it has read back from the store
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from iccache import config
@@ -37,10 +39,12 @@ from iccache.learn.sessions import Sessions
 from iccache.learn.spending import Spending
 from iccache.learn.upkeep import Upkeep
 from iccache.learn.verdicts import Verdicts
+from iccache.learn.witness import Witness
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan
 from iccache.select import Select
 from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Reason, Usage, Verdict
+from router.floor import Floor, Standing
 from router.routing import Router
 
 log = logging.getLogger(__name__)
@@ -58,13 +62,15 @@ class Learner:
         store: ExampleStore,
         redactor: Redactor,
         router: Router,
+        floor: Floor,
         utility: UtilityModel,
         metrics: Metrics,
         wall: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        """`store`: a reading connection; it belongs to the thread of `select`."""
+        """`store`: a reading connection; it belongs to the thread of `select`. `draw`: a number in [0, 1)."""
         self.wall = wall
-        self.in_force = InForce(directory, redactor, router)
+        self.in_force = InForce(directory, redactor, router, floor)
         self.access = Access(writer, select, store)
         self.background = Background()
         self.spending = Spending(self.in_force, self.access, wall)
@@ -74,6 +80,7 @@ class Learner:
         news = self.follower.kicked.set
         self.recorder = Recorder(self.in_force, self.access, self.counting, self.background, news)
         self.verdicts = Verdicts(self.in_force, self.access, self.recorder, metrics, wall, news)
+        self.witness = Witness(self.access, self.recorder, self.background, metrics, wall, news, draw)
         self.evictor = Evictor(self.in_force, self.access, metrics, wall, news)
         self.lessons = Lessons(self.access, wall)
         self.upkeep = Upkeep(
@@ -84,12 +91,14 @@ class Learner:
             self.follower,
             self.evictor,
             self.lessons,
+            metrics,
             wall,
         )
 
-    def use(self, directory: Directory, redactor: Redactor, router: Router) -> None:
+    def use(self, directory: Directory, redactor: Redactor, router: Router, floor: Floor) -> None:
         """Put new settings in force."""
-        self.in_force.directory, self.in_force.redactor, self.in_force.router = directory, redactor, router
+        self.in_force.directory, self.in_force.redactor = directory, redactor
+        self.in_force.router, self.in_force.floor = router, floor
 
     # ---- its life
 
@@ -144,6 +153,8 @@ class Learner:
         self.sessions.remember(exchange)
         if ask.controls.store:
             self.recorder.finish(exchange, ask, answer, kept)
+            if answer is not None:
+                self.witness.look(exchange, ask, answer)
 
     def count_passed(
         self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage
@@ -162,6 +173,10 @@ class Learner:
         return count
 
     # ---- what is known
+
+    def standing(self, tenant: str, kind: str) -> Mapping[str, Standing]:
+        """What the evidence says of the backends for requests of this kind."""
+        return self.in_force.floor.standing(tenant, kind)
 
     async def session_backend(self, tenant: str, session: str | None) -> str | None:
         """The backend that last answered in this session."""

@@ -118,7 +118,7 @@ class Recorder:
         """Record an exchange that is still being answered, so that feedback on it has something to stand on."""
         exchange = self.open.get(request_id)
         if exchange is not None:
-            early = self._redacted(exchange)
+            early = self.redacted(exchange)
             try:
                 await self.access.write(lambda store: store.record(early))
             except StoreError as exc:
@@ -135,14 +135,14 @@ class Recorder:
     def _redacted_and_recorded(
         self, store: ExampleStore, exchange: Exchange, kept: tuple[bytes, Kept] | None
     ) -> Exchange:
-        safe = self._redacted(exchange)
+        safe = self.redacted(exchange)
         store.record(safe)
         if kept is not None and safe.answer == exchange.answer and self._is_clean(kept[1].body):
             expired_before = exchange.at - self.in_force.directory.settings.cache.reuse_ttl_s
             store.keep_answer(*kept, tenant=exchange.tenant, expired_before=expired_before)
         return safe
 
-    def _redacted(self, exchange: Exchange) -> Exchange:
+    def redacted(self, exchange: Exchange) -> Exchange:
         clean = self.in_force.redactor.redact
         return replace(
             exchange, task=clean(exchange.task), answer=clean(exchange.answer), system=clean(exchange.system)

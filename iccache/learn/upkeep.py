@@ -15,14 +15,16 @@ from iccache.learn.lessons import Lessons
 from iccache.learn.record import Recorder
 from iccache.learn.spending import Spending
 from iccache.learn.trace import Tracing
+from iccache.metrics import Metrics
 from iccache.types import Vector
 
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY_S = 5.0
+SOURCES_EVERY_S = 60.0
+DAY_S = 86400.0
 REEMBEDDED_AT_ONCE = 16
 EXPIRE_EVERY_S = 3600.0
-DAY_S = 86400.0
 
 
 class Upkeep:
@@ -37,6 +39,7 @@ class Upkeep:
         follower: Follower,
         evictor: Evictor,
         lessons: Lessons,
+        metrics: Metrics,
         wall: Callable[[], float],
     ) -> None:
         self.in_force = in_force
@@ -46,10 +49,12 @@ class Upkeep:
         self.follower = follower
         self.evictor = evictor
         self.lessons = lessons
+        self.metrics = metrics
         self.wall = wall
         self.tracing = Tracing(access)
         self.looked_after = 0.0
         self.expired = 0.0
+        self.compared_at = 0.0
 
     async def __call__(self) -> None:
         now = self.wall()
@@ -62,6 +67,7 @@ class Upkeep:
             await self.tracing.look(now, self.follower.cursor)
             await self.follower.forget_erased(now)
             await self._expire(now)
+            await self._compare_sources(now)
             if self.follower.learned_since_snapshot:
                 await self.follower.snapshot()
         await self.lessons.remember()
@@ -88,6 +94,15 @@ class Upkeep:
         if full and not self.recorder.full:
             log.warning("the store is larger than store.max_bytes = %d: nothing is recorded until it shrinks", limit)
         self.recorder.full = full
+
+    async def _compare_sources(self, now: float) -> None:
+        """How far each source of feedback is from the users', for the metrics."""
+        if abs(now - self.compared_at) < SOURCES_EVERY_S:
+            return
+        self.compared_at = now
+        for found in await self.access.read(lambda store: store.agreements(now - DAY_S)):
+            if found.difference is not None:
+                self.metrics.feedback_bias.labels(found.source).set(found.difference)
 
     async def _reembed(self) -> None:
         """A few of the examples that were embedded by another model; the rest at the next turns."""

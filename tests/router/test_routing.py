@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from router.features import NAMES, features
+from router.floor import Standing
 from router.linear import LinearThompson
 from router.policy import Always, Uniform
 from router.routing import Router
@@ -235,28 +236,53 @@ def test_features_and_names_agree_with_the_policy():
     assert LinearThompson().names == NAMES
 
 
+HELD = {"student": Standing.HELD}
+
+
+def test_an_arm_held_back_keeps_a_share_of_what_the_policy_gives_it():
+    r = router(Always("student"), exploration=0.3, probe_share=0.2)
+    d = r.route(PLAIN, ARMS, 0.0, HELD)
+    np.testing.assert_allclose(d.probabilities, [0.7 * 0.2 + 0.1, 0.1, 0.7 * 0.8 + 0.1])
+    assert d.propensity == d.probabilities[d.names.index(d.arm)]
+    d = r.route(PLAIN, ARMS, 0.0, {"teacher": Standing.HELD})
+    np.testing.assert_allclose(d.probabilities, [0.7 + 0.1, 0.1, 0.1], err_msg="the dearest is what all fall back to")
+
+
+def test_the_hold_out_is_drawn_at_random_and_noted():
+    r = router(Always("student"), exploration=0.0, holdout_share=0.25)
+    decisions = [r.route(PLAIN, ARMS, 0.0) for _ in range(800)]
+    assert {(d.arm, d.held_out, d.wanted, d.withheld) for d in decisions} == {
+        ("teacher", True, "teacher", None),
+        ("student", False, "student", None),
+    }
+    assert np.mean([d.held_out for d in decisions]) == pytest.approx(0.25, abs=0.06)
+    assert {d.propensity for d in decisions} == {0.25, 0.75}
+    assert all(d.arm == "teacher" for d in (router(holdout_share=1.0).route(PLAIN, ARMS, 0.0) for _ in range(5)))
+
+
+def test_what_the_policy_wanted_is_noted():
+    r = router(Always("student"), exploration=0.0, probe_share=0.1)
+    decisions = [r.route(PLAIN, ARMS, 0.0, HELD) for _ in range(300)]
+    assert {d.wanted for d in decisions} == {"student"}
+    assert {d.arm for d in decisions} == {"student", "teacher"}
+    assert all(d.preferred == d.arm for d in decisions)
+    assert np.mean([d.arm == "student" for d in decisions]) == pytest.approx(0.1, abs=0.06)
+
+
+def test_held_back_arms_are_drawn_as_often_as_logged():
+    r = router(holdout_share=0.1)
+    decisions = [r.route(PLAIN, ARMS, 1.0, HELD) for _ in range(500)]
+    p = decisions[0].probabilities
+    counts = [sum(d.arm == name for d in decisions) for name in decisions[0].names]
+    assert stats.chisquare(counts, p * len(decisions)).pvalue > 0.001
+
+
 def test_certify_first_waits_for_proof():
-    world = TwoKinds(np.random.default_rng(3))
     r = router(certify_first=True, exploration=0.2)
-    for _ in range(60):
-        decision = r.route(world.signals(0), ARMS, 5.0)
-        assert decision.probabilities == pytest.approx([0, 0, 1]), (
-            "nothing is known: not even load or exploration offload"
-        )
-        assert (decision.arm, decision.propensity) == ("teacher", pytest.approx(1))
-        r.learn("teacher", decision.features, 1.0)
-    for _ in range(60):  # feedback on pinned requests, say
-        r.learn("student", features(world.signals(0), STUDENT), 1.0)
-    proved = [r.route(world.signals(0), ARMS, 0.0).probabilities for _ in range(20)]
-    assert np.mean([p[0] for p in proved]) > 0.5
-    assert all(p[1] == 0 for p in proved), "of the middle one nothing is known yet"
-    assert all(p.sum() == pytest.approx(1) for p in proved)
-
-
-def test_certify_first_does_not_certify_a_bad_student():
-    world = TwoKinds(np.random.default_rng(3))
-    r = router(certify_first=True)
-    for _ in range(60):
-        r.learn("teacher", features(world.signals(0), TEACHER), 1.0)
-        r.learn("student", features(world.signals(0), STUDENT), 0.3)
-    assert r.route(world.signals(0), ARMS, 0.0).probabilities[0] == 0
+    for standing in ({}, {"student": Standing.OPEN}, HELD):
+        d = r.route(PLAIN, ARMS, 5.0, standing)
+        assert d.probabilities == pytest.approx([0, 0, 1]), "not even load or exploration offload"
+        assert (d.arm, d.propensity) == ("teacher", pytest.approx(1))
+    proved = router(Always("student"), certify_first=True, exploration=0.2)
+    p = proved.route(PLAIN, ARMS, 0.0, {"student": Standing.PROVED}).probabilities
+    assert p == pytest.approx([0.9, 0, 0.1]), "of the middle one nothing is proved yet"
