@@ -3,7 +3,9 @@
 #   make demo [ARGS="--full --json FILE"]   the main job on real models and real data
 #   make test [PYTEST="-k name"]            ruff, mypy --strict, pytest
 #   make clients [ARGS="--only NAME"]       every client directly and through the proxy; makes their environments
-#   make bench [QUICK=1]                    what the proxy costs, beside other proxies
+#   make bench [QUICK=1]                    what the proxy costs, beside other proxies; makes their environments
+#   make bench-quick                        the same in two minutes, without other gateways
+#   make bench-gate                         whether a request costs more than it may, as a ratio; exit code 1: it does
 #   make lint                               ruff and mypy alone
 #   make docs                               write the generated parts of README.md and deploy/ anew
 #   make lock                               write deploy/constraints.txt anew from pyproject.toml
@@ -23,7 +25,7 @@ PYTHON := $(shell for python in python3.11 python3; do \
 endif
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
 
-.PHONY: demo test clients bench lint docs lock clean
+.PHONY: demo test clients bench bench-quick bench-gate lint docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.with-demo
@@ -37,6 +39,12 @@ clients: $(VENV)/.with-test
 
 bench: $(VENV)/.with-test
 	$(BIN)/python -m tests.bench.run $(if $(QUICK),--quick) $(ARGS)
+
+bench-quick: $(VENV)/.with-test
+	$(BIN)/python -m tests.bench.run --quick $(ARGS)
+
+bench-gate: $(VENV)/.with-test
+	$(BIN)/python -m tests.bench.gate $(ARGS)
 
 lint: $(VENV)/.with-test
 	$(BIN)/python -m ruff check .

@@ -31,6 +31,7 @@ from iccache.examples.utility import LearnedUtility
 from iccache.examples.ways import Ways
 from iccache.examples.writer import Writer
 from iccache.learn.learner import Learner
+from iccache.loop_lag import LoopLag
 from iccache.metrics import Metrics
 from iccache.pipeline import Pipeline
 from iccache.plan import Directory
@@ -129,6 +130,8 @@ class Proxy:
         )
         self.pipeline = self._pipeline()
         await self.learner.start()
+        self.loop_lag = LoopLag(self.metrics.loop_lag_seconds.observe)
+        self.loop_lag.start()
         self.following = asyncio.create_task(self.learner.follow(), name="follow the store")
         self.loaded = True
 
@@ -232,6 +235,7 @@ class Proxy:
 
     async def stop(self) -> None:
         """Finish the records that are under way, keep the statistics, close everything."""
+        self.loop_lag.stop()
         self.following.cancel()
         await asyncio.gather(self.following, return_exceptions=True)
         await self.learner.stop(self.settings.server.drain_s)

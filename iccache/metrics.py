@@ -13,6 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+LAG = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
 
 CHILDREN = 4096  # label values of one metric that are kept at hand; more only cost time
 
@@ -51,6 +52,12 @@ class Metrics:
         )
         self.stage_seconds = self._histogram(
             "iccache_stage_seconds", "Time of each stage: embed, recall, rank, route, compose.", ["stage"], SHORT
+        )
+        self.loop_lag_seconds = self._histogram(
+            "iccache_loop_lag_seconds",
+            "How late the event loop was, fifty times a second; above 0.02: something blocks, or no core is free.",
+            [],
+            LAG,
         )
         self.bypass = self._counter("iccache_bypass", "Requests that bypassed the cache, by reason.", ["reason"])
         self.examples_shown = self._histogram(

@@ -161,7 +161,8 @@ class Pipeline:
     async def decide(self, call: Call, ask: Ask) -> Plan:
         """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""
         session = await self.learner.session_backend(call.tenant, ask.controls.session)
-        plan = self.directory.plan(ask, session, self.select.count_prompt(ask), self.warm.backend(call.tenant, ask))
+        tokens = self.select.guess(ask) if self.directory.needs_no_count(ask) else self.select.count_prompt(ask)
+        plan = self.directory.plan(ask, session, tokens, self.warm.backend(call.tenant, ask))
         if plan.settled:
             return plan
         try:

@@ -104,6 +104,7 @@ class Directory:
         self.models = {b.model: b for b in reversed(self.by_price)}
         self.students = frozenset(b.name for b in settings.students())
         self.teachers = frozenset(b.name for b in settings.teachers())
+        self.narrowest = min((b.context_window_tokens for b in self.by_price), default=0)
         self.unrecorded = frozenset(t.name for t in settings.tenants if not t.store)
         self.quarantined = frozenset(t.name for t in settings.tenants if t.quarantine)
 
@@ -172,6 +173,15 @@ class Directory:
                 code="dialect_not_supported",
             )
         return backend
+
+    def needs_no_count(self, ask: Ask) -> bool:
+        """Whether it decides nothing how many tokens `ask` has: it goes to a backend that is shown no examples, and is
+        too short to be too long for any student. No character has more than four tokens."""
+        if ask.controls.backend is not None:
+            pin = self.names.get(ask.controls.backend)
+        else:
+            pin = None if self.is_routed(ask.model) else self.named(ask.model)
+        return pin is not None and pin.name not in self.students and 4 * len(ask.prompt) + 100 < self.narrowest
 
     def plan(self, ask: Ask, session_backend: str | None, request_tokens: int, warm: str | None = None) -> Plan:
         """Who may answer `ask`, and whether examples and the router are asked at all.

@@ -281,8 +281,12 @@ class Select:
     def count_prompt(self, ask: Ask) -> int:
         """Tokens of the request as it came, by the dearest backend's tokenizer; of a huge one, a guess."""
         if len(ask.prompt) > COUNTED_CHARS:
-            return len(ask.prompt) // CHARS_PER_TOKEN
+            return self.guess(ask)
         return count_prompt(next(iter(self.tokenizers.values())), [ask.prompt])
+
+    def guess(self, ask: Ask) -> int:
+        """About so many tokens, at once."""
+        return len(ask.prompt) // CHARS_PER_TOKEN
 
     def count_pair(self, request: str, answer: str) -> int:
         """Tokens of an example's text."""

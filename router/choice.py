@@ -16,6 +16,8 @@ from router.types import Matrix, Vector
 MIN_SD = 1e-9  # below it an arm counts as certain to nine digits, and the quadrature stays well scaled
 _REACH = 8.0  # standard deviations beyond which a normal density is nothing (6e-16)
 _KNOTS = np.array([-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0])  # pieces on which every normal is nearly a polynomial
+_ANGLES, _ANGLE_WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(20))
+_UNIT_RULE = [((1.0 + x) / 2.0, w / 2.0) for x, w in zip(_ANGLES, _ANGLE_WEIGHTS, strict=True)]  # on [0, 1]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
 
 
@@ -33,9 +35,41 @@ def choice_probabilities(means: Vector, sds: Vector, threshold: float) -> Vector
         probabilities[i] = all_fail * 0.5 * math.erfc(value)
         all_fail *= 0.5 * math.erfc(-value)
     if all_fail > 1e-10:
-        probabilities += _best_below(means, sds, threshold)
+        best_below = _better_of_two_below if len(means) == 2 else _best_below
+        probabilities += best_below(means, sds, threshold)
     total: Vector = probabilities / probabilities.sum()
     return total
+
+
+def _better_of_two_below(means: Vector, sds: Vector, threshold: float) -> Vector:
+    """`_best_below` for two arms, in a fraction of the time.
+
+    With i the arm of the smaller sd, P(q_i < t, q_j < q_i) is a bivariate normal probability whose correlation
+    rho = -sd_i / sqrt(sd_i^2 + sd_j^2) is at most 0.71 in size, where the integral over the angle from independence to
+    that correlation (Drezner and Wesolowsky 1990) is smooth:
+
+        P(X < h, Y < k) = Phi(h) Phi(k) + 1 / (2 pi) * integral_0^{asin rho} exp(-e(a)) da
+        e(a) = (h^2 + k^2 - 2 h k sin a) / (2 cos^2 a)
+
+    The other arm has what is left of P(both below t) = Phi(z_i) Phi(z_j).
+    """
+    i = 0 if sds[0] <= sds[1] else 1
+    mean, sd, other, other_sd = float(means[i]), float(sds[i]), float(means[1 - i]), float(sds[1 - i])
+    spread = math.hypot(sd, other_sd)
+    h, k = (threshold - mean) / sd, (mean - other) / spread
+    end = math.asin(-sd / spread)
+    total = 0.0
+    for angle, weight in _UNIT_RULE:
+        sine = math.sin(end * angle)
+        total += weight * math.exp(-(h * h + k * k - 2.0 * h * k * sine) / (2.0 * (1.0 - sine * sine)))
+    both = _below(h) * _below((threshold - other) / other_sd)
+    own = min(max(_below(h) * _below(k) + end * total / (2.0 * math.pi), 0.0), both)
+    return np.array([own, both - own] if i == 0 else [both - own, own])
+
+
+def _below(z: float) -> float:
+    """Standard normal distribution function."""
+    return 0.5 * math.erfc(-z * math.sqrt(0.5))
 
 
 def _best_below(means: Vector, sds: Vector, threshold: float) -> Vector:

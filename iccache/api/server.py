@@ -93,8 +93,8 @@ def answering(dialect: Dialect) -> Handler:
 
 async def send(request: web.Request, head: Head, pieces: AsyncIterator[Head | bytes]) -> web.StreamResponse:
     """Forward an answer: the head at once, then every piece as it comes."""
-    response = web.StreamResponse(status=head.status, headers=head.headers)
     if is_stream(head.headers):
+        response = web.StreamResponse(status=head.status, headers=head.headers)
         await response.prepare(request)
         async for piece in pieces:
             assert isinstance(piece, bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MESSAGE_TOKENS = 4  # role and delimiters around the text of each message
 REPLY_TOKENS = 3  # the opening of the answer
+REMEMBERED = 1024  # texts that often come again: examples, and prompts that repeat
+REMEMBERED_CHARS = 4096  # of such a text
 PIECE = 50_000  # characters counted at once; the encodings refuse 200,000 tokens, and one character has at most four
 
 
@@ -49,8 +51,12 @@ class EncodingTokenizer:
         if name not in known:
             raise ConfigError(f"tokenizer: {name!r} is neither a tokenizer.json nor one of {', '.join(known)}")
         self._encoding: bpe_openai.Encoding = bpe_openai.get_encoding(name)
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._count)
 
     def count(self, text: str) -> int:
+        return self._remembered(text) if len(text) <= REMEMBERED_CHARS else self._count(text)
+
+    def _count(self, text: str) -> int:
         return sum(len(self._encoding.encode_ordinary(piece)) for piece in _pieces(text))
 
 

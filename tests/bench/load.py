@@ -86,7 +86,7 @@ class Load:
         body = json.dumps(document).encode()
         more = "".join(f"{name}: {value}\r\n" for name, value in phase["headers"].items())
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
+            f"POST {phase['path']} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
             f"Authorization: Bearer sk-bench\r\nUser-Agent: OpenAI/Python 3.54.0\r\nAccept: application/json\r\n{more}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )

@@ -1,6 +1,7 @@
 """What the proxy costs: contestants side by side in one run, on scripted upstreams, as ratios.
 
-    make bench [QUICK=1]        python -m tests.bench.run [--quick] [--only 'NAME;NAME'] [--json FILE]
+    make bench [QUICK=1]        python -m tests.bench.run [--quick] [--only 'NAME;NAME'] [--json FILE] [--picture FILE]
+    make bench-quick            the same in two minutes, without other gateways
 
 The contestants take turns, so that whatever else the machine does meets all of them. CPU time per request, of a whole
 process tree, is the steadiest figure; added time is the difference to `direct` within the same round. The load and the
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,10 +28,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.bench.peers import PEERS, Missing
 
 TICK = os.sysconf("SC_CLK_TCK")
 READY_WITHIN_S = 180
@@ -78,6 +84,8 @@ class Server:
     port: int
     command: list[str]
     ready: str = "/readyz"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    says_port: bool = False  # on a line of its output: PORT=n
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     rss_mb: float = 0.0
@@ -85,12 +93,28 @@ class Server:
     def start(self, log: Path) -> None:
         began = time.monotonic()
         with log.open("ab") as out:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-        while not answers(self.port, self.ready):
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True, env=os.environ | self.environ
+            )
+        while not (self._knows_port(log) and answers(self.port, self.ready)):
             if self.process.poll() is not None or time.monotonic() - began > READY_WITHIN_S:
                 raise RuntimeError(f"{self.name} did not start: {log.read_text(errors='replace')[-500:]}")
             time.sleep(0.02)
         self.started_s = time.monotonic() - began
+
+    def _knows_port(self, log: Path) -> bool:
+        if self.says_port and (found := re.findall(r"PORT=(\d+)", log.read_text(errors="replace"))):
+            self.port, self.says_port = int(found[-1]), False
+        return not self.says_port
+
+    def lag(self) -> dict[float, int]:
+        """Looks at the event loop of an iccache, by how late it was at most (s); empty for others."""
+        if not self.ready:
+            return {}
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as said:
+            rows = re.findall(r'iccache_loop_lag_seconds_bucket{le="([^"]+)"} ([\d.e+]+)', said.read().decode())
+            return {float(most): int(float(count)) for most, count in rows}
+        return {}
 
     def cpu_s(self) -> float:
         return sum(map(cpu_s, tree(self.process.pid))) if self.process else 0.0
@@ -111,6 +135,7 @@ class Contestant:
     model: str = "large-model"
     headers: dict[str, str] = field(default_factory=dict)
     prompts: int = 0  # how many different ones; 0: every one is new
+    path: str = "/v1/chat/completions"
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -134,6 +159,7 @@ FULL = Size(rounds=4, low=60, seconds=3.0, streams=16, chunked=96)
 def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> dict[str, Any]:
     common = {
         "model": contestant.model, "headers": contestant.headers, "prompts": contestant.prompts, "topics": TOPICS,
+        "path": contestant.path,
     }  # fmt: skip
 
     def run(**phase: Any) -> dict[str, Any]:
@@ -150,6 +176,7 @@ def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> 
         run(phase="closed", connections=4, seconds=60, requests=contestant.prompts)  # from here on all are known
     low = run(phase="open", rate=20, requests=size.low)
     many = run(phase="closed", connections=32, seconds=size.seconds)
+    more = run(phase="closed", connections=128, seconds=size.seconds)
     stream = run(phase="open", rate=5, requests=size.streams, events=20)
     short = run(phase="closed", connections=16, seconds=60, requests=size.chunked, events=FEW)
     long = run(phase="closed", connections=16, seconds=60, requests=size.chunked, events=MANY)
@@ -158,12 +185,28 @@ def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> 
         "low_ms": [1000 * s for s in low["latency"]],
         "cpu_ms": cpu_ms,
         "per_s": many["answered"] / many["seconds"],
+        "per_s_128": more["answered"] / more["seconds"],
         "first_ms": [1000 * s for s in stream["first"]],
         "delay_ms": [1000 * s for s in stream["delays"]],
         "chunk_us": 1e6 * (long["cpu_s"] - short["cpu_s"]) / max(long["events"] - short["events"], 1),
         "bypassed": many["bypassed"] / max(many["answered"], 1),
-        "failed": sum(phase["failed"] for phase in (low, many, stream, short, long)),
+        "failed": sum(phase["failed"] for phase in (low, many, more, stream, short, long)),
     }
+
+
+def cpu_ms(contestant: Contestant, load: subprocess.Popen[str], seconds: float) -> float:
+    """CPU time per request at 32 connections, of one short phase."""
+    phase = {
+        "model": contestant.model, "headers": contestant.headers, "prompts": contestant.prompts, "topics": TOPICS,
+        "path": contestant.path, "phase": "closed", "connections": 32, "seconds": seconds,
+    }  # fmt: skip
+    assert load.stdin is not None and load.stdout is not None
+    before = contestant.server.cpu_s()
+    load.stdin.write(json.dumps(phase) + "\n")
+    load.stdin.flush()
+    said: dict[str, Any] = json.loads(load.stdout.readline())
+    settle(contestant.server)
+    return 1000 * (contestant.server.cpu_s() - before) / max(said["answered"], 1)
 
 
 def settle(server: Server, quiet_s: float = 0.2, most_s: float = 10) -> None:
@@ -230,7 +273,8 @@ def free_port() -> int:
 # ---- contestants
 
 
-def contestants(folder: Path, upstream: int) -> list[Contestant]:
+def contestants(folder: Path, upstream: int, more: str = "") -> list[Contestant]:
+    """`more`: further lines of iccache's configuration."""
     python = [sys.executable, "-W", "ignore"]
     direct = Contestant("direct", Server("direct", upstream, []))
     port = free_port()
@@ -243,8 +287,8 @@ def contestants(folder: Path, upstream: int) -> list[Contestant]:
         (folder / "nginx.conf").write_text(NGINX % {"folder": folder, "port": port, "upstream": upstream})
         nginx = Server("nginx", port, ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)], "")
         found.append(Contestant("nginx", nginx))
-    empty = iccache(folder, "empty", upstream, python)
-    full = iccache(folder, "full", upstream, python)
+    empty = iccache(folder, "empty", upstream, python, more)
+    full = iccache(folder, "full", upstream, python, more)
     plain = {"x-iccache-store": "no", "x-iccache-examples": "0"}
     found += [
         Contestant("iccache pinned, unrecorded", empty, headers=plain),
@@ -252,18 +296,37 @@ def contestants(folder: Path, upstream: int) -> list[Contestant]:
         Contestant("iccache routed, empty cache, new prompts", empty, "auto"),
         Contestant(f"iccache routed, {EXAMPLES:,} examples, repeated prompts", full, "auto", prompts=REPEATED),
         Contestant(f"iccache routed, {EXAMPLES:,} examples, new prompts", full, "auto"),
+        Contestant(
+            "iccache pinned, unrecorded, 2 workers", iccache(folder, "two", upstream, python, more, 2), headers=plain
+        ),
     ]
     return found
 
 
-def iccache(folder: Path, name: str, upstream: int, python: list[str]) -> Server:
+def others(folder: Path, upstream: int) -> list[Contestant]:
+    """Other gateways, as far as they can be installed."""
+    found = []
+    for make in PEERS:
+        port = free_port()
+        try:
+            peer = make(folder, port, upstream)
+        except Missing as exc:
+            say(f"left out: {make.__name__} ({exc})")
+            continue
+        server = Server(peer.name, port, list(peer.command), peer.ready, environ=peer.environ, says_port=peer.says_port)
+        found.append(Contestant(peer.name, server, peer.model, dict(peer.headers), path=peer.path))
+    return found
+
+
+def iccache(folder: Path, name: str, upstream: int, python: list[str], more: str, workers: int = 1) -> Server:
     port = free_port()
     file = folder / f"{name}.toml"
-    file.write_text(CONFIG % {"port": port, "store": folder / f"{name}.db", "upstream": upstream})
-    return Server(f"iccache ({name})", port, [*python, "-m", "iccache", "serve", "--config", str(file)])
+    file.write_text(more + CONFIG % {"port": port, "store": folder / f"{name}.db", "upstream": upstream})
+    command = [*python, "-m", "iccache", "serve", "--config", str(file), "--workers", str(workers)]
+    return Server(f"iccache ({name})", port, command)
 
 
-def fill(store: Path, count: int) -> None:
+def fill(store: Path, count: int, backend: str = "") -> None:
     """Examples around the topics: real embeddings of these, with noise, so that they are found and nothing waits."""
     import numpy as np  # noqa: PLC0415 - not in the process that measures
 
@@ -272,7 +335,7 @@ def fill(store: Path, count: int) -> None:
     from iccache.examples.store import open_store  # noqa: PLC0415
     from tests.factories import make_example  # noqa: PLC0415
 
-    embedder = make_embedder(Embedder())
+    embedder = make_embedder(Embedder(backend=backend) if backend else Embedder())  # type: ignore[arg-type]
     centres = embedder.embed([f"Case 1: {topic}" for topic in TOPICS])
     rng = np.random.default_rng(1)
     opened = open_store(f"sqlite:///{store}")
@@ -298,7 +361,7 @@ def table(found: Sequence[Contestant]) -> str:
     yard = middle(minimal, "cpu_ms")
     yard_chunk = middle(minimal, "chunk_us")
     rows = [
-        "| contestant | CPU ms per request | x minimal | added p50 / p95 / p99, ms | requests/s at 32 "
+        "| contestant | CPU ms per request | x minimal | added p50 / p95 / p99, ms | requests/s at 32 / 128 "
         "| added time to first chunk, ms | added ms per chunk | CPU us per chunk | x minimal | start, s | RSS, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -309,7 +372,7 @@ def table(found: Sequence[Contestant]) -> str:
             f"{middle(one, 'cpu_ms'):.2f}" if own else "-",
             f"{middle(one, 'cpu_ms') / yard:.1f}" if own and yard else "-",
             " / ".join(f"{added(one, direct, 'low_ms', q):.2f}" for q in (0.5, 0.95, 0.99)) if own else "-",
-            f"{middle(one, 'per_s'):.0f}",
+            f"{middle(one, 'per_s'):.0f} / {middle(one, 'per_s_128'):.0f}",
             f"{added(one, direct, 'first_ms', 0.5):.2f}" if own else "-",
             f"{added(one, direct, 'delay_ms', 0.5):.2f}" if own else "-",
             f"{middle(one, 'chunk_us'):.0f}" if own else "-",
@@ -324,6 +387,23 @@ def table(found: Sequence[Contestant]) -> str:
         if share := middle(one, "bypassed"):
             rows.append(f"\n{one.name}: at 32 connections {share:.0%} went past the cache, undecided in time")
     return "\n".join(rows)
+
+
+def draw(found: Sequence[Contestant], file: Path) -> None:
+    """Bars of CPU time per request, on a logarithmic scale, as SVG by rich."""
+    from rich.console import Console  # noqa: PLC0415 - only where a picture is wanted
+    from rich.table import Table  # noqa: PLC0415
+
+    costs = {one.name: middle(one, "cpu_ms") for one in found if one.server.process is not None}
+    yard, least = costs[found[1].name], min(costs.values())
+    bars = Table("", "CPU per request", "ms", "x minimal", box=None, title="CPU time per request, logarithmic")
+    for name, cost in sorted(costs.items(), key=lambda pair: pair[1]):
+        length = 1 + round(12 * math.log2(max(cost, 1e-3) / max(least, 1e-3)))
+        colour = "green" if name.startswith("iccache") else "blue"
+        bars.add_row(name, f"[{colour}]{chr(0x2588) * min(length, 90)}[/]", f"{cost:.2f}", f"{cost / yard:.1f}")
+    console = Console(record=True, width=170, file=io.StringIO())
+    console.print(bars)
+    console.save_svg(str(file), title="make bench")
 
 
 def middle(one: Contestant, figure: str) -> float:
@@ -366,11 +446,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two short rounds, about two minutes")
     parser.add_argument("--only", default="", help="names of contestants to keep, as they begin, beside the first two")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="in the full cache")
+    parser.add_argument("--embedder", default="", help="embedder.backend, where it is not to be the default")
+    parser.add_argument("--no-peers", action="store_true", help="without other gateways, which take long to install")
+    parser.add_argument("--picture", type=Path, help="also draw the CPU time per request there, as SVG")
     parser.add_argument("--json", type=Path, help="also write every round there")
     parser.add_argument("--fill", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.fill:
-        fill(given.fill, given.examples)
+        fill(given.fill, given.examples, given.embedder)
         return 0
     size = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
@@ -381,7 +464,8 @@ def bench(folder: Path, given: argparse.Namespace, size: Size) -> int:
     upstream = Server(
         "upstream", port := free_port(), [sys.executable, "-m", "tests.bench.mock_upstream", str(port)], ""
     )
-    found = contestants(folder, port)
+    more = "" if not given.embedder else f'[embedder]\nbackend = "{given.embedder}"\n'
+    found = contestants(folder, port, more) + ([] if given.quick or given.no_peers else others(folder, port))
     kept = tuple(filter(None, given.only.split(";")))
     found = found[:2] + [c for c in found[2:] if not kept or c.name.startswith(kept)]
     servers = list({id(c.server): c.server for c in found[1:]}.values())
@@ -390,10 +474,16 @@ def bench(folder: Path, given: argparse.Namespace, size: Size) -> int:
         if any(s.name == "iccache (full)" for s in servers):
             say(f"making {given.examples:,} examples")
             command = [sys.executable, "-W", "ignore", "-m", "tests.bench.run", "--fill", str(folder / "full.db")]
-            subprocess.run([*command, "--examples", str(given.examples)], cwd=ROOT, check=True)
-        for server in servers:
+            command += ["--examples", str(given.examples), "--embedder", given.embedder]
+            subprocess.run(command, cwd=ROOT, check=True)
+        for server in list(servers):
             say(f"starting {server.name}")
-            server.start(folder / "log")
+            try:
+                server.start(folder / f"{server.port}.log")
+            except RuntimeError as exc:
+                say(f"left out: {exc}")
+                servers.remove(server)
+                found = [one for one in found if one.server is not server]
         with loads(found) as made:
             for number in range(size.rounds):
                 order = found[1:]
@@ -403,10 +493,19 @@ def bench(folder: Path, given: argparse.Namespace, size: Size) -> int:
                     one.rounds.append(measure(one, made[one.name], size))
         for server in servers:
             server.rss_mb = rss_mb(tree(server.process.pid)) if server.process else 0.0
+        lags = {server.name: server.lag() for server in servers}
     finally:
         for server in [*servers, upstream]:
             server.stop()
     print(table(found))
+    for name, lag in lags.items():
+        if lag:
+            looked, late = max(lag.values()), max(lag.values()) - lag.get(0.02, 0)
+            print(f"\n{name}: the event loop was more than 20 ms late {late} of {looked} times")
+    busy, cores = os.getloadavg()[1], os.cpu_count()
+    print(f"\nload average over the last five minutes: {busy:.1f}, on {cores} cores, all of this included")
+    if given.picture:
+        draw(found, given.picture)
     if given.json:
         given.json.write_text(json.dumps({c.name: c.rounds for c in found}))
     return 0
