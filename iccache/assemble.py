@@ -16,6 +16,7 @@ import numpy as np
 from iccache import config
 from iccache.api.auth import Gate
 from iccache.backends.client import BackendClient, make_session
+from iccache.backends.engine import EngineLoad
 from iccache.backends.fleet import Fleet, Member
 from iccache.backends.judge import Verdict
 from iccache.backends.retry import Retries
@@ -79,6 +80,7 @@ class Proxy:
         self.policies: dict[str, Policy] = {}
         self.warm = Warm()
         self.verdicts: Counter[Verdict] = Counter()
+        self.asking: asyncio.Task[None] | None = None
         self._reachable_until = 0.0
         self._use(settings)
 
@@ -133,6 +135,7 @@ class Proxy:
         self.loop_lag = LoopLag(self.metrics.loop_lag_seconds.observe)
         self.loop_lag.start()
         self.following = asyncio.create_task(self.learner.follow(), name="follow the store")
+        self._ask_engines()
         self.loaded = True
 
     def _open_store(self) -> ExampleStore:
@@ -232,10 +235,20 @@ class Proxy:
         self.select.use(settings, self._selector(), self.tokenizers)
         self.learner.use(self.directory, self._redactor(), self.router, self.floor)
         self.pipeline = self._pipeline()
+        self._ask_engines()
+
+    def _ask_engines(self) -> None:
+        """Follow what the engines say of their load, those of the configuration in force."""
+        if self.asking is not None:
+            self.asking.cancel()
+        engines = EngineLoad(self.settings.backends, self.fleet.load, self.clock)
+        self.asking = asyncio.create_task(engines.follow(), name="ask the engines") if engines.urls else None
 
     async def stop(self) -> None:
         """Finish the records that are under way, keep the statistics, close everything."""
         self.loop_lag.stop()
+        if self.asking is not None:
+            self.asking.cancel()
         self.following.cancel()
         await asyncio.gather(self.following, return_exceptions=True)
         await self.learner.stop(self.settings.server.drain_s)

@@ -104,8 +104,25 @@ class Backend(Section, frozen=True):
     ] = None
     context_window_tokens: Annotated[AtLeastOne, say("Longest prompt and answer together.", "tokens")] = 8192
     max_in_flight: Annotated[
-        AtLeastOne, say("Requests at once that mean full load; also the unit of iccache_load.", "requests")
+        AtLeastOne,
+        say(
+            "Requests at once that mean full load, the unit of iccache_load; more are sent on, to its own queue.",
+            "requests",
+        ),
     ] = 16
+    requests_per_minute: Annotated[
+        Count,
+        say("What it may be asked, in bursts of ten seconds' worth; others answer the rest. 0: no limit.", "1/min"),
+    ] = 0
+    tokens_per_minute: Annotated[
+        Count, say("Tokens of prompts and answers, likewise; counted as answers end. 0: no limit.", "tokens/min")
+    ] = 0
+    metrics_url: Annotated[
+        str | None,
+        say(
+            "vLLM's or llama.cpp's /metrics: requests that others sent count as load too. Unset: only those from here."
+        ),
+    ] = None
     timeout_s: Annotated[Positive, say("Longest whole answer.", "s")] = 600
     connect_timeout_s: Annotated[Positive, say("Longest wait for a connection.", "s")] = 5
     first_token_timeout_s: Annotated[Positive, say("Longest wait for the first byte of an answer.", "s")] = 120

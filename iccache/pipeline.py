@@ -191,7 +191,8 @@ class Pipeline:
         if plan.kind is DecisionKind.PINNED or len(plan.candidates) < 2:
             return plan
         started = self.clock()
-        arms = [self.arm(b, plan) for b in plan.candidates]
+        may = [b for b in plan.candidates if self.fleet.within_limits(b.name)] or plan.candidates
+        arms = [self.arm(b, plan) for b in may]
         standing = self.learner.standing(call.tenant, kind_of(ask.system))
         decision = self.router.route(signals(plan), arms, self.fleet.load.load(started), standing)
         self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
@@ -287,6 +288,7 @@ class Pipeline:
         exchange.complete = answer.complete and 200 <= exchange.status < 300
         exchange.usage = self.select.usage(answer, ask, backend, self.shown(plan, exchange.backend), exchange.status)
         exchange.cost_usd = cost(backend, exchange.usage)
+        self.fleet.used(backend.name, exchange.usage.input + exchange.usage.output)
 
     def head(self, call: Call, exchange: Exchange, given: Mapping[str, str]) -> Head:
         """The status and headers of the answer: the upstream's own, and ours."""

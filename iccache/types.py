@@ -52,6 +52,7 @@ class Reason(StrEnum):
     STATUS = "status"  # 408, 429 or 5xx
     CIRCUIT = "circuit_open"  # it failed too often lately
     RETRY_AFTER = "retry_after"  # it asked to be left alone for a while
+    LIMIT = "limit"  # what it may be asked per minute is used up
 
 
 class Hold(StrEnum):

@@ -24,9 +24,10 @@ class LoadTracker:
     """Requests in flight on each arm, smoothed over time, as a share of capacity.
 
     `capacities` is requests at once per arm (`max_in_flight`), `watched` the arms whose load counts (the dearest).
-    A request counts from `begin` to `end`, also while it queues, so load can exceed 1. The average is exponential
-    in time with time constant `smoothing_s`, exact for any spacing of events. `now` is in seconds, from any clock;
-    one that steps back counts as standing still. Every call is O(1) in the number of requests.
+    A request counts from `begin` to `end`, also while it queues, so load can exceed 1. Where a backend says itself how
+    many it has, others' included, and it is more than was begun here, that counts (`report`). The average is
+    exponential in time with time constant `smoothing_s`, exact for any spacing of events. `now` is in seconds, from
+    any clock; one that steps back counts as standing still. Every call is O(1) in the number of requests.
     """
 
     def __init__(self, capacities: Mapping[str, float], watched: Iterable[str], *, smoothing_s: float = 10.0) -> None:
@@ -41,6 +42,7 @@ class LoadTracker:
         if not smoothing_s > 0:
             raise ValueError(f"smoothing_s must be > 0, not {smoothing_s}")
         self._in_flight: dict[str, int] = {}
+        self._reported: dict[str, float] = {}
         self._average: dict[str, float] = {}
         self._seen: dict[str, float] = {}
 
@@ -53,6 +55,16 @@ class LoadTracker:
         """A request of `arm` is over; without a matching `begin` nothing happens."""
         self._advance(arm, now)
         self._in_flight[arm] = max(0, self.in_flight(arm) - 1)
+
+    def report(self, arm: str, requests: float | None, now: float) -> None:
+        """`arm` says that it has so many requests, running or waiting; None: it no longer says."""
+        if requests is not None and not (math.isfinite(requests) and requests >= 0):
+            raise ValueError(f"requests must be finite and >= 0, not {requests}")
+        self._advance(arm, now)
+        if requests is None:
+            self._reported.pop(arm, None)
+        else:
+            self._reported[arm] = requests
 
     def in_flight(self, arm: str) -> int:
         return self._in_flight.get(arm, 0)
@@ -78,5 +90,5 @@ class LoadTracker:
         elapsed = max(0.0, now - self._seen.get(arm, now))
         average = self._average.get(arm, 0.0)
         share = -math.expm1(-elapsed / self.smoothing_s)
-        self._average[arm] = average + (self.in_flight(arm) - average) * share
+        self._average[arm] = average + (max(self.in_flight(arm), self._reported.get(arm, 0.0)) - average) * share
         self._seen[arm] = max(now, self._seen.get(arm, now))

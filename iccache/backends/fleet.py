@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from iccache import config
 from iccache.backends.circuit import Circuit
 from iccache.backends.client import BackendClient, Upstream
+from iccache.backends.limits import Limits
 from iccache.backends.retry import LONGEST_REST_S, Retries, retry_after_s
 from iccache.errors import BackendError, BackendTimeout
 from iccache.metrics import Metrics
@@ -89,10 +90,15 @@ class Member:
     circuit: Circuit = field(default_factory=Circuit)
     in_flight: int = 0
     rests_until: float = 0.0  # it asked to be left alone (Retry-After), on the fleet's clock
+    limits: Limits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = Limits(self.config)
 
     def take_over(self, known: Member) -> None:
         """What was known of the backend before the configuration was read again."""
         self.circuit, self.rests_until = known.circuit, known.rests_until
+        self.limits.take_over(known.limits)
 
 
 @dataclass(slots=True)
@@ -230,16 +236,29 @@ class Fleet:
         yield from left_alone
 
     def _left_alone_because(self, name: str) -> Reason:
-        return Reason.RETRY_AFTER if self._rest_s(self.members[name]) else Reason.CIRCUIT
+        now, member = self.clock(), self.members[name]
+        if member.rests_until > now:
+            return Reason.RETRY_AFTER
+        return Reason.LIMIT if member.limits.wait_s(now) else Reason.CIRCUIT
 
     def _rest_s(self, member: Member) -> float:
-        """How long it is still to be left alone because it asked to be."""
-        return max(0.0, member.rests_until - self.clock())
+        """How long it is still to be left alone because it asked to be, or because its minute is used up."""
+        now = self.clock()
+        return max(0.0, member.rests_until - now, member.limits.wait_s(now))
+
+    def within_limits(self, name: str) -> bool:
+        """Whether the backend may be asked now, by the limits that its configuration sets."""
+        return not self.members[name].limits.wait_s(self.clock())
+
+    def used(self, name: str, tokens: int) -> None:
+        """An answer of the backend took so many tokens, prompt included."""
+        self.members[name].limits.used(tokens, self.clock())
 
     async def _begun(self, member: Member, post: Post) -> Upstream:
         """Its answer, which counts as in flight until it is `_over`."""
         name = member.config.name
         member.in_flight += 1
+        member.limits.asked(self.clock())
         self.load.begin(name, self.clock())
         self.metrics.in_flight.labels(name).inc()
         try:

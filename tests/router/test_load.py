@@ -159,3 +159,17 @@ def test_the_closed_loop_settles(doubt):
     period = np.array([deviations[lag:] @ deviations[:-lag] for lag in range(20, 120)]) / (deviations @ deviations)
     assert period.max() < 0.5  # a limit cycle would come near 1
     assert 0.3 < np.mean(offloaded[len(offloaded) // 4 :]) < 0.7
+
+
+def test_what_a_backend_says_it_has_counts_where_it_is_more():
+    tracker = LoadTracker({"big": 4}, ["big"], smoothing_s=1e-6)
+    tracker.begin("big", 0.0)
+    tracker.report("big", 6.0, 0.0)
+    assert tracker.load(1.0) == pytest.approx(1.5)
+    tracker.report("big", 0.0, 1.0)
+    assert tracker.load(2.0) == pytest.approx(0.25)  # it has not heard of ours yet
+    tracker.report("big", 6.0, 2.0)
+    tracker.report("big", None, 3.0)
+    assert tracker.load(4.0) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="requests"):
+        tracker.report("big", float("nan"), 5.0)
