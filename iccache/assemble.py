@@ -41,8 +41,9 @@ from iccache.reuse import Reuse
 from iccache.select import Select
 from iccache.warm import Warm
 from router.floor import Floor
-from router.linear import LinearThompson, LinearUcb
+from router.linear import LinearThompson, LinearThreshold, LinearUcb
 from router.load import LoadTracker
+from router.neural import NeuralThompson
 from router.policy import Always, Policy, Uniform
 from router.routing import Router
 
@@ -197,6 +198,8 @@ class Proxy:
             makers: dict[str, Callable[[], Policy]] = {
                 "linear-thompson": LinearThompson,
                 "linear-ucb": LinearUcb,
+                "neural-thompson": NeuralThompson,
+                "threshold": LinearThreshold,
                 "uniform": Uniform,
                 "teacher": lambda: Always(dearest),
                 "student": lambda: Always(cheapest),

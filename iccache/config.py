@@ -24,7 +24,7 @@ ENV_PREFIX = "ICCACHE_"
 DEFAULT_FILE = Path("iccache.toml")
 DIALECTS: tuple[Literal["chat", "responses", "messages"], ...] = ("chat", "responses", "messages")
 
-LEARNING_POLICIES = frozenset({"linear-thompson", "linear-ucb"})
+LEARNING_POLICIES = frozenset({"linear-thompson", "linear-ucb", "neural-thompson", "threshold"})
 PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "SE", "BR", "JP", "IN")
 
 Placement = Literal["start", "end"]
@@ -202,7 +202,7 @@ class Routing(Section, frozen=True):
         default_factory=lambda: ["auto"]
     )
     policy: Annotated[
-        Literal["linear-thompson", "linear-ucb", "uniform", "teacher", "student"],
+        Literal["linear-thompson", "linear-ucb", "neural-thompson", "threshold", "uniform", "teacher", "student"],
         say("How a backend is chosen; those that do not learn are baselines to compare with."),
     ] = "linear-thompson"
     quality_target: Annotated[

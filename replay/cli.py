@@ -26,6 +26,8 @@ from replay.job import Progress, Stop
 from replay.ledger import Money, Result
 from replay.picture import curve_svg
 from replay.prices import NUSD
+from replay.simulate.report import simulated
+from replay.simulate.world import Assumptions
 from replay.store import open_replay_store
 
 STDOUT = "-"
@@ -169,6 +171,28 @@ def evaluate_(
     if picture is not None:
         report.write_whole(picture, curve_svg(told.curve, told.policies))
     _print(told.as_text(), told.as_json(), json_to)
+
+
+@main.command()
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How often, each time otherwise.")
+@click.option("--scale", type=click.FloatRange(0.01, 1.0), default=0.05, show_default=True, help="Of load and slots.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw offloading over time into this file (.svg, .png, .pdf).",
+)
+@click.option(
+    "--json", "json_to", is_flag=False, flag_value=STDOUT, metavar="[FILE]", help="Report as JSON, there or into FILE."
+)
+@click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="Is checked; not needed.")
+def simulate(seeds: int, scale: float, picture: Path | None, json_to: str | None, path: Path | None) -> None:
+    """Drive the real router with a half hour of arrivals and modelled backends: six policies under one load."""
+    if path is not None:
+        config.load(path)
+    told = simulated(Assumptions(scale=scale), range(seeds), lambda line: click.echo(f"simulate: {line}", err=True))
+    _print(told.as_text(), told.as_json(), json_to)
+    if picture is not None:
+        told.draw(picture)
 
 
 def _settings(path: Path | None) -> config.Config:

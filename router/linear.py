@@ -97,3 +97,14 @@ class LinearUcb(Linear):
         least = bar(means, arms, quality_target)
         chosen = next((i for i in request_order(arms) if bounds[i] >= least), int(np.argmax(bounds)))
         return one_hot(chosen, len(arms))
+
+
+class LinearThreshold(LinearUcb):
+    """A quality predictor and a threshold, as RouteLLM routes: the cheapest arm whose expected quality reaches the bar
+    is served, else the best. It explores nothing by itself."""
+
+    kind = "linear-threshold"
+
+    def __init__(self, **learning: Any) -> None:
+        """`learning`: see `Regressions`."""
+        super().__init__(alpha=0.0, **learning)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from router.features import NAMES
-from router.linear import LinearThompson, LinearUcb
+from router.linear import LinearThompson, LinearThreshold, LinearUcb
+from router.neural import NeuralThompson
 from router.policy import Always, Threshold, Uniform
 from router.types import Arm
 from tests.router.worlds import MIDDLE, STUDENT, TEACHER
@@ -28,8 +29,10 @@ policies = pytest.mark.parametrize(
         lambda: Threshold(predicted, 0.5),
         LinearThompson,
         LinearUcb,
+        NeuralThompson,
+        LinearThreshold,
     ],
-    ids=["always", "uniform", "threshold", "linear", "ucb"],
+    ids=["always", "uniform", "threshold", "linear", "ucb", "neural", "linear-threshold"],
 )
 
 
