@@ -5,6 +5,7 @@
 #   make clients [ARGS="--only NAME"]       every client directly and through the proxy; makes their environments
 #   make bench [QUICK=1]                    what the proxy costs, beside other proxies; makes their environments
 #   make bench-quick                        the same in two minutes, without other gateways
+#   make bench-quality [ARGS=--offline]     what examples are worth to real models; resumable, hours
 #   make bench-gate                         whether a request costs more than it may, as a ratio; exit code 1: it does
 #   make lint                               ruff and mypy alone
 #   make docs                               write the generated parts of README.md and deploy/ anew
@@ -25,7 +26,7 @@ PYTHON := $(shell for python in python3.11 python3; do \
 endif
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
 
-.PHONY: demo test clients bench bench-quick bench-gate lint docs lock clean
+.PHONY: demo test clients bench bench-quick bench-gate bench-quality lint docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.with-demo
@@ -45,6 +46,9 @@ bench-quick: $(VENV)/.with-test
 
 bench-gate: $(VENV)/.with-test
 	$(BIN)/python -m tests.bench.gate $(ARGS)
+
+bench-quality: $(VENV)/.with-test $(VENV)/.with-demo
+	$(BIN)/python -m tests.bench.quality.run $(ARGS)
 
 lint: $(VENV)/.with-test
 	$(BIN)/python -m ruff check .

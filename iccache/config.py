@@ -191,7 +191,7 @@ class Selection(Section, frozen=True):
     ] = 8
     exploration: Annotated[
         Share, say("Share of requests in which the ways to show examples are tried by how likely each is the best.")
-    ] = 0.1
+    ] = 0.8
     leave_out_share: Annotated[
         Share, say("Share of requests that are shown one example less, so that its effect is measured.")
     ] = 0.05

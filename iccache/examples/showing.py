@@ -38,7 +38,7 @@ def price_of(usd: float, saved_usd: float) -> float:
 
 
 def probabilities(estimate: Estimate, offers: Mapping[Way, Offer], exploration: float) -> Floats:
-    """(len(WAYS),), sums to 1: the way with the best expected quality less its price, and a little of the others.
+    """(len(WAYS),), sums to 1: the way with the best expected quality less its price, and some of the others.
 
     Before anything was scored near this request, its own examples are shown, the nearest there are. Then
     `exploration` of the requests is answered by a Thompson sample: each way as often as it may be the best.

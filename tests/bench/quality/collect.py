@@ -1,6 +1,6 @@
 """Ask the models everything that the tables need. Whatever is on file is not asked again.
 
-    python -m tests.bench.quality.collect MODEL [STEP ...]      all steps without any
+    python -m tests.bench.quality.collect MODEL [STEP ...]      all steps where none is named
 
 A step is `split:requests per task:way`, as `test:100:nearest3`; tasks may follow, as `train:60:none:qa_wikidata`.
 """
@@ -12,24 +12,25 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.bench.quality import prompts
+from iccache.examples.ways import Ways
+from tests.bench.quality import prompts, table
 from tests.bench.quality.answers import Answers
 from tests.bench.quality.models import MIDDLE, MODELS, SMALL, asking
 from tests.bench.quality.tasks import TASKS
 
-STEPS = {
-    SMALL.name: [
-        "test:100:none", "test:100:random3", "test:100:nearest3", "test:100:shared",
-        "train:60:none", "train:60:shared", "train:60:nearest3", "train:60:recalled3",
-    ],
-    MIDDLE.name: [
-        "test:50:none", "test:50:random3", "test:50:nearest3", "test:50:shared",
-        "train:40:none", "train:40:shared", "train:40:nearest3",
-    ],
-}  # fmt: skip
+TRAIN = {
+    SMALL.name: ["train:60:none", "train:60:shared", "train:60:nearest3", "train:40:recalled3"],
+    MIDDLE.name: ["train:40:none", "train:40:shared", "train:40:nearest3"],
+}
+TEST = {
+    SMALL.name: [f"test:100:{condition}" for condition in table.CONDITIONS],
+    MIDDLE.name: [f"test:50:{condition}" for condition in table.CONDITIONS],
+}  # the last two need what was learned from the train split
 
 
 def collect(answers: Answers, steps: Sequence[str]) -> None:
+    """Ask for what is missing, step by step."""
+    ways = table.taught(answers.model, answers) if any(step.startswith("test") for step in steps) else Ways()
     for step in steps:
         split, count, way, *only = step.split(":")
         for task in TASKS.values():
@@ -37,7 +38,7 @@ def collect(answers: Answers, steps: Sequence[str]) -> None:
                 continue
             began, before = time.monotonic(), answers.asked
             for request in prompts.requests(task.name, split, int(count)):
-                shown = prompts.chosen(prompts.pool(task.name), request, way)
+                shown = table.examples_for(ways, answers.model, request, way)
                 answers.get(prompts.messages(request, prompts.shots(shown)), task.max_tokens)
             asked = answers.asked - before
             if asked:
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("steps", nargs="*")
     options = parser.parse_args()
     with asking(MODELS[options.model], True) as answers:
-        collect(answers, options.steps or STEPS[options.model])
+        collect(answers, options.steps or TRAIN[options.model] + TEST[options.model])
 
 
 if __name__ == "__main__":

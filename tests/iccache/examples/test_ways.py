@@ -239,7 +239,7 @@ def run(best: dict[str, dict[Way, float]], rounds: int, seed: int, systems: bool
             system = kind if systems else ""
             seen = {Way.OWN: Shown([0.7] * 3), Way.SHARED: Shown([0.4] * 8)}
             estimate = ways.estimate(ways.near("t", "s", vector, system), "s", 40, seen)
-            _, choice = draw(estimate, OFFERS, rng, exploration=0.1, leave_out=0.0)
+            _, choice = draw(estimate, OFFERS, rng, exploration=0.8, leave_out=0.0)
             way = Way(choice.way)
             score = float(rng.random() < quality[way])
             ways.learn("t", f"{kind}{i}", "s", vector, system, way, score, choice.expected)
