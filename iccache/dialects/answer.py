@@ -51,7 +51,12 @@ class Draft:
         """A piece of the arguments of the call at `place`, which has to be hashable."""
         self.has_tool_calls = True
         known = self._arguments.get(place, "")
-        if isinstance(arguments, str) and len(known) + len(arguments) <= MAX_ARGUMENTS and len(self._arguments) < 64:
+        if (
+            isinstance(arguments, str)
+            and arguments
+            and len(known) + len(arguments) <= MAX_ARGUMENTS
+            and len(self._arguments) < 64
+        ):
             self._arguments[place] = known + arguments
 
     def restart(self) -> None:

@@ -13,6 +13,7 @@ from iccache.examples.ways import WAYS, Estimate, Floats, Shown, Way
 from iccache.types import Match, Taken
 from router.choice import choice_probabilities
 
+REACH = 10.0  # standard deviations
 ENOUGH = 0.5  # scored answers, weighted by how similar their requests were, before anything but the nearest is tried
 
 
@@ -53,7 +54,8 @@ def probabilities(estimate: Estimate, offers: Mapping[Way, Offer], exploration: 
     if open_ways.sum() < 2 or not exploration:
         return best
     sampled = np.zeros(len(WAYS))
-    sampled[open_ways] = choice_probabilities(value[open_ways], estimate.sd[open_ways], np.inf)
+    beyond = float((value + REACH * estimate.sd).max())  # no sample gets there, so the largest is taken
+    sampled[open_ways] = choice_probabilities(value[open_ways], estimate.sd[open_ways], beyond)
     mixed: Floats = (1 - exploration) * best + exploration * sampled
     return mixed
 

@@ -662,7 +662,7 @@ def test_reasoning_and_refusals_are_not_text() -> None:
 def test_tool_calls_are_noticed() -> None:
     calls = [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]
     assert read(CHAT, stream_of(delta(tool_calls=calls), delta("tool_calls"), b"[DONE]")) == Answer(
-        "", complete=True, finish_reason="tool_calls", has_tool_calls=True
+        "", complete=True, finish_reason="tool_calls", has_tool_calls=True, tool_arguments=()
     )
     items = {"status": "completed", "output": [{"type": "function_call", "name": "f"}]}
     assert read(RESPONSES, orjson.dumps(items), stream=False).has_tool_calls

@@ -87,9 +87,9 @@ async def test_the_prompt_cache_that_a_conversation_has_warmed_is_priced(tmp_pat
         seen: list[dict[str, float]] = []
         route = w.proxy.router.route
 
-        def spy(signals: Any, arms: Any, load: float) -> Any:
+        def spy(signals: Any, arms: Any, *others: Any) -> Any:
             seen.append({arm.name: arm.price for arm in arms})
-            return route(signals, arms, load)
+            return route(signals, arms, *others)
 
         w.proxy.router.route = spy  # type: ignore[method-assign]
         opening = [(U, "Tell me about the history of France. " * 20)]

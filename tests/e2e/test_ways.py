@@ -59,7 +59,7 @@ async def test_until_anything_is_scored_the_nearest_are_shown_and_the_record_say
 
 
 async def test_a_shared_set_is_built_by_replay_taken_over_and_shown_the_same_to_all(tmp_path: Path) -> None:
-    async with world(tmp_path, selection={"exploration": 0.0, "leave_out_share": 0.0}) as w:
+    async with world(tmp_path, selection={"leave_out_share": 0.0}) as w:
         await fill(w, "Name the colour.", 30)
         assert await asyncio.to_thread(_build_sets, w.proxy) == 1
         await w.proxy.learner.lessons.look()
@@ -70,11 +70,13 @@ async def test_a_shared_set_is_built_by_replay_taken_over_and_shown_the_same_to_
             own = answered.header("examples") == "3" and (await w.recorded(answered.id)).extra["way"]["way"] == "own"
             await w.feedback(answered.id, score=0.0 if own or answered.header("examples") == "0" else 1.0)
         prompts = []
-        for i in range(3):
-            answered = await ask(w, f"{system} last thing {i}")
-            assert (await w.recorded(answered.id)).extra["way"]["way"] == "shared"
-            prompts.append([m["content"] for m in w.small.requests[-1].json["messages"]][:-1])
-        assert prompts[0] == prompts[1] == prompts[2]
+        for i in range(12):
+            last = await ask(w, f"{system} last thing {i}")
+            if (await w.recorded(last.id)).extra["way"]["way"] == "shared":
+                answered = last
+                prompts.append([m["content"] for m in w.small.requests[-1].json["messages"]][:-1])
+        assert len(prompts) >= 6
+        assert all(prompt == prompts[0] for prompt in prompts)
         ids = (answered.header("example-ids") or "").split(",")
         assert len(ids) == len(set(ids)) == 3
 
