@@ -171,7 +171,11 @@ def _share(right: Sequence[bool]) -> str:
     if not right:
         return ""
     low, high = wilson(sum(right), len(right))
-    return f"{np.mean(right):.2f} [{low:.2f}, {high:.2f}], n {len(right)}"
+    return f"{_short(np.mean(right))} [{_short(low)}, {_short(high)}] {len(right)}"
+
+
+def _short(share: float) -> str:
+    return f"{abs(share):.2f}".removeprefix("0")
 
 
 def main() -> None:
