@@ -23,7 +23,7 @@ from tests.e2e.served import Served, served
 from tests.e2e.world import READY_WITHIN_S, Process, world
 from tests.factories import make_example, make_exchange
 
-LONG = 10_000  # lines that take some seconds
+LONG = 30_000  # lines that take some seconds
 
 
 def pairs(count: int, first: int = 0) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ async def test_a_broken_off_import_goes_on(tmp_path: Path, number: int) -> None:
             )
             async with asyncio.timeout(READY_WITHIN_S):
                 while examples_in(s.store) < reached + at_least:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.01)
             running.send_signal(number)
             _, err = await running.communicate()
             if number == signal.SIGINT:

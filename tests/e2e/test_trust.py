@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -163,7 +164,18 @@ async def test_no_byte_of_the_erased_is_left_after_a_kill(w: World, tmp_path: Pa
         async with w.http.post(f"{url}/v1/chat/completions", json=body) as response:
             assert response.status == 200
         await w.until(lambda: asyncio.to_thread(held, other), lambda there: there)
-        command = ["python", "-m", "iccache", "examples", "purge", "--tenant", "default", "--subject", "ann", "--yes"]
+        command = [
+            sys.executable,
+            "-m",
+            "iccache",
+            "examples",
+            "purge",
+            "--tenant",
+            "default",
+            "--subject",
+            "ann",
+            "--yes",
+        ]
         await asyncio.to_thread(
             subprocess.run, [*command, "--config", str(tmp_path / "other.toml")], check=True, capture_output=True
         )
