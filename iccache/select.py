@@ -16,10 +16,9 @@ from iccache.examples.recalls import Recalls
 from iccache.examples.retriever import Retriever
 from iccache.examples.selector import Selection, Selector, example_tokens
 from iccache.examples.shared import ExampleReader, SharedSets
-from iccache.examples.showing import Offer, described
+from iccache.examples.showing import Offer
 from iccache.examples.tokens import Tokenizer, count_prompt
 from iccache.examples.trust import Showings, Trust
-from iccache.examples.utility import overlap, words
 from iccache.examples.ways import Local, Prior, Shown, Way, Ways, application
 from iccache.metrics import Metrics
 from iccache.plan import Plan
@@ -210,7 +209,7 @@ class Select:
         seen: dict[Way, Shown] = {}
         if own.shown:
             offers[Way.OWN] = self._offer(student, job, own.shown, student.usd_per_million_input_tokens)
-            seen[Way.OWN] = self._described(own.shown, own.considered, ask.task)
+            seen[Way.OWN] = own.seen
         shared = self._shared(student, job, recalled)
         if shared:
             cached = student.usd_per_million_cached_input_tokens
@@ -264,16 +263,6 @@ class Select:
         saved = expected(dearest, **plain, most_output=output) - expected(student, **plain, most_output=output)
         usd = sum(example_tokens(m.example) for m in shown) * usd_per_million / 1e6
         return Offer(shown, showing.price_of(usd, saved))
-
-    def _described(self, shown: Sequence[Match], considered: Sequence[Match], task: str) -> Shown:
-        asked = words(task)
-        answers = [m.example.answer.strip().lower() for m in considered]
-        others = max(len(considered) - 1, 1)
-        return described(
-            shown,
-            {m.example.id: overlap(asked, words(m.example.request)) for m in shown},
-            {m.example.id: (answers.count(m.example.answer.strip().lower()) - 1) / others for m in shown},
-        )
 
     def _reply(self, job: Job) -> int:
         return REPLY_TOKENS if job.ask.max_output_tokens is None else job.ask.max_output_tokens

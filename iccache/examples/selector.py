@@ -7,7 +7,8 @@ from typing import NamedTuple
 from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
 from iccache.examples.trust import crowded, most_of_one
-from iccache.examples.utility import UtilityModel, candidate_rows
+from iccache.examples.utility import COMPARED, Rows, UtilityModel, candidate_rows
+from iccache.examples.ways import Shown
 from iccache.types import Example, Match, Recalled
 
 PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
@@ -21,6 +22,7 @@ class Selection(NamedTuple):
     considered: tuple[Match, ...]  # all of them, highest utility first
     shown: tuple[Match, ...]  # in the order to be shown: the best last, next to the question
     tokens: int  # that the shown ones add to the prompt
+    seen: Shown = Shown(())  # what is known of the shown ones, in any order
 
 
 NOTHING = Selection((), (), 0)
@@ -61,12 +63,16 @@ class Selector:
         `local`: what answers to similar requests say that examples gain here beyond what the model expects; it is
         added to all, so it decides how many pass the threshold and not which come first.
         """
-        if not recalled.nearest:
-            return ()
         rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
+        return tuple(match for match, _ in self._ranked(recalled, rows, student, local))
+
+    def _ranked(self, recalled: Recalled, rows: Rows, student: str | None, local: float) -> list[tuple[Match, int]]:
+        """Each with its place in `rows`."""
+        if not recalled.nearest:
+            return []
         utilities = (self.utility.predict(rows, student) + local).tolist()
-        matches = [Match(e, s, u) for (e, s), u in zip(recalled.nearest, utilities, strict=True)]
-        return tuple(sorted(matches, key=lambda m: (-m.utility, -m.similarity, -m.example.at, m.example.id)))
+        matches = [(Match(e, s, u), i) for i, ((e, s), u) in enumerate(zip(recalled.nearest, utilities, strict=True))]
+        return sorted(matches, key=lambda m: (-m[0].utility, -m[0].similarity, -m[0].example.at, m[0].example.id))
 
     def select(
         self,
@@ -89,12 +95,14 @@ class Selector:
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
         that does not fit makes room for the next. Of one end user other than the `asker`, at most `writer_share`.
         """
-        considered = self.rank(recalled, request=request, system=system, now=now, student=student, local=local)
+        rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
+        considered = self._ranked(recalled, rows, student, local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
         of_one = most_of_one(self.limits.writer_share, most)
         shown: list[Match] = []
-        for match in considered:
+        places = []
+        for match, place in considered:
             if len(shown) >= most or not match.utility >= self.threshold:  # a utility that is no number is not shown
                 break
             cost = example_tokens(match.example)
@@ -102,8 +110,14 @@ class Selector:
                 continue
             if cost <= room and not any(same(match.example, other.example) for other in shown):
                 shown.append(match)
+                places.append(place)
                 room -= cost
-        return Selection(considered, tuple(reversed(shown)), sum(example_tokens(m.example) for m in shown))
+        return Selection(
+            tuple(match for match, _ in considered),
+            tuple(reversed(shown)),
+            sum(example_tokens(m.example) for m in shown),
+            Shown(*rows[places][:, COMPARED].T.tolist()) if places else Shown(()),
+        )
 
 
 def example_tokens(example: Example) -> int:

@@ -4,12 +4,12 @@ handed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from iccache.examples.ways import WAYS, Estimate, Floats, Shown, Way
+from iccache.examples.ways import WAYS, Estimate, Floats, Way
 from iccache.types import Match, Taken
 from router.choice import choice_probabilities
 
@@ -83,12 +83,3 @@ def draw(
     gain = float(estimate.quality[place] - estimate.quality[0])
     seen = tuple(round(float(value), 4) for value in estimate.features[place])
     return shown, Taken(way.value, float(estimate.prior[place]), float(p[place]), left_out, gain, seen)
-
-
-def described(shown: Sequence[Match], overlaps: Mapping[str, float], agreements: Mapping[str, float]) -> Shown:
-    """What the prior looks at; `overlaps` and `agreements` by example id."""
-    return Shown(
-        [m.similarity for m in shown],
-        [overlaps.get(m.example.id, 0.0) for m in shown],
-        [agreements.get(m.example.id, 0.0) for m in shown],
-    )

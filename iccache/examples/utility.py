@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
@@ -27,9 +26,10 @@ NAMES = (
     "request_length",  # log(1 + characters)
     "answer_length",  # log(1 + characters)
     "overlap",  # share of the words of both requests that they have in common, in [0, 1]
-    "agreement",  # share of the other candidates that have the same answer, in [0, 1]
+    "vote",  # share of the candidates that have the same answer, the nearer counting for more, in (0, 1]: see `votes`
 )
 WORDS_FROM = 2000  # characters of a text that are compared word by word
+LEAST_SPREAD = 0.002  # standard deviation of cosines below which they tell nothing
 OTHER_SYSTEM_LOSS = 0.15
 USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
 _COLUMN = {name: i for i, name in enumerate(NAMES)}
@@ -42,19 +42,34 @@ def candidate_rows(
 ) -> NDArray[np.float64]:
     """(n, len(NAMES)): what is known of showing each candidate, with its cosine, for `request` asked under `system`."""
     asked = words(request)
-    answers = [_plain(example.answer) for example, _ in nearest]
-    count = Counter(answers)
-    others = max(len(nearest) - 1, 1)
+    vote = votes([similarity for _, similarity in nearest], [plain(example.answer) for example, _ in nearest])
     return np.array(
         [
             [
                 *candidate_features(example, similarity, system=system, now=now),
                 overlap(asked, words(example.request)),
-                (count[answer] - 1) / others,
+                share,
             ]
-            for (example, similarity), answer in zip(nearest, answers, strict=True)
+            for (example, similarity), share in zip(nearest, vote, strict=True)
         ]
     ).reshape(len(nearest), len(NAMES))
+
+
+def votes(similarities: Sequence[float], answers: Sequence[str]) -> list[float]:
+    """For each candidate the share of all candidates that have its answer, itself among them, each weighted by
+    exp(z), z its similarity in standard deviations above the candidates' mean: k nearest neighbours, voting.
+
+    Where the answers are labels, those of the likeliest label come first; where no two are the same, the nearest do.
+    Standardised, because cosines mean something else with every embedder and in every field.
+    """
+    if not answers:
+        return []
+    near = np.array(similarities)
+    weights = np.exp((near - near.mean()) / max(float(near.std()), LEAST_SPREAD))
+    shares = dict.fromkeys(answers, 0.0)
+    for answer, weight in zip(answers, (weights / weights.sum()).tolist(), strict=True):
+        shares[answer] += weight
+    return [shares[answer] for answer in answers]
 
 
 def candidate_features(example: Example, similarity: float, *, system: str, now: float) -> list[float]:
@@ -89,7 +104,8 @@ def overlap(a: frozenset[str], b: frozenset[str]) -> float:
     return common / (len(a) + len(b) - common) if common else 0.0
 
 
-def _plain(answer: str) -> str:
+def plain(answer: str) -> str:
+    """An answer as it is compared with others."""
     return " ".join(answer[:WORDS_FROM].lower().split())
 
 
@@ -214,9 +230,8 @@ class LearnedUtility(RecordUtility):
         USUAL_QUALITY)
 
     as in RecordUtility, but for `nearness`: prior(own, {example}) - prior(none), linear in similarity, overlap and
-    agreement,
-    with weights for each student that are trained where nobody waits; OTHER_SYSTEM_LOSS less from under another system
-    prompt, which shows another format.
+    vote, with weights for each student that are trained where nobody waits; OTHER_SYSTEM_LOSS less from under another
+    system prompt, which shows another format.
     """
 
     def __init__(self, prior: Prior | None = None, **shape: float) -> None:
@@ -228,13 +243,13 @@ class LearnedUtility(RecordUtility):
 
     def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
         weights = self.prior.weights.get(student or "", self.prior.weights[""])
-        alone = weights @ ALONE.T  # what one example adds: constant, then per unit of similarity, overlap, agreement
-        gain = alone[0] + X[:, _COMPARED] @ alone[1:]
+        alone = weights @ ALONE.T  # what one example adds: constant, then per unit of similarity, overlap, vote
+        gain = alone[0] + X[:, COMPARED] @ alone[1:]
         nearness: NDArray[np.float64] = np.where(_of(X, "same_system") > 0.5, gain, gain - OTHER_SYSTEM_LOSS)
         return nearness
 
 
-_COMPARED = [_COLUMN["similarity"], _COLUMN["overlap"], _COLUMN["agreement"]]
+COMPARED = [_COLUMN["similarity"], _COLUMN["overlap"], _COLUMN["vote"]]
 
 
 def _of(X: Rows, name: str) -> NDArray[Any]:

@@ -60,7 +60,7 @@ NAMES = (
     "own_similarity_mean",
     "own_similarity_max",
     "own_overlap",  # mean share of words that request and example have in common
-    "own_agreement",  # mean share of the recalled examples whose answer is the same
+    "own_vote",  # mean share of the recalled examples that have the same answer, the nearer counting for more
     "shared",  # 1 where a shared set is shown
     "shared_count",  # (count - 1) / 8
     "shared_similarity_mean",
@@ -73,7 +73,7 @@ class Shown(NamedTuple):
 
     similarity: Sequence[float]
     overlap: Sequence[float] = ()
-    agreement: Sequence[float] = ()
+    vote: Sequence[float] = ()
 
 
 NOTHING_SHOWN = Shown(())
@@ -92,7 +92,7 @@ def features(request_chars: int, way: Way, shown: Shown = NOTHING_SHOWN) -> Floa
             _mean(shown.similarity),
             max(shown.similarity),
             _mean(shown.overlap),
-            _mean(shown.agreement),
+            _mean(shown.vote),
         )
     if way is Way.SHARED and count:
         x[8:12] = (1.0, (count - 1) / 8, _mean(shown.similarity), max(shown.similarity))
@@ -315,7 +315,7 @@ def application(system: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") | 1
 
 
-# Until replay has trained on the tenant's own traffic. Overlap and agreement as `make bench-quality` found them on six
+# Until replay has trained on the tenant's own traffic. Overlap and vote as `make bench-quality` found them on six
 # tasks and two students, taken down a little; there similarity told nothing within one kind of request, but the
 # examples of its tasks were all near, so here a nearer one still counts for more.
 _BELIEVED = {
@@ -324,16 +324,16 @@ _BELIEVED = {
     "own_similarity_mean": 0.1,
     "own_similarity_max": 0.1,
     "own_overlap": 0.15,
-    "own_agreement": 0.3,
+    "own_vote": 0.4,
     "shared": 0.1,
     "shared_similarity_max": 0.1,
 }
 UNTRAINED = tuple(_BELIEVED.get(name, 0.0) for name in NAMES)
 
-# What one example alone adds to the features of a request: a row for each of constant, similarity, overlap, agreement.
+# What one example alone adds to the features of a request: a row for each of constant, similarity, overlap, vote.
 _alone = np.zeros((4, len(NAMES)))
 _alone[0, NAMES.index("own")] = 1.0
 _alone[1, [NAMES.index("own_similarity_mean"), NAMES.index("own_similarity_max")]] = 1.0
 _alone[2, NAMES.index("own_overlap")] = 1.0
-_alone[3, NAMES.index("own_agreement")] = 1.0
+_alone[3, NAMES.index("own_vote")] = 1.0
 ALONE = _alone

@@ -14,7 +14,7 @@ from iccache.types import ExampleStats, Feedback, Taken
 from replay import lessons
 from tests.factories import AT, make_example, make_exchange
 
-TRUTH = {"constant": 0.3, "own": 0.1, "own_agreement": 0.4, "shared": 0.2}
+TRUTH = {"constant": 0.3, "own": 0.1, "own_vote": 0.4, "shared": 0.2}
 
 
 def world(n: int, seed: int = 0, spread: float = 0.2) -> list[Scored]:
@@ -35,8 +35,8 @@ def world(n: int, seed: int = 0, spread: float = 0.2) -> list[Scored]:
 
 def test_training_finds_what_helps_and_not_what_only_goes_with_it() -> None:
     learned = dict(zip(NAMES, fit(world(6000), Prior({"": np.zeros(len(NAMES))})).weights["small"], strict=True))
-    assert learned["own_agreement"] == pytest.approx(0.4, abs=0.08)
-    assert learned["own"] + 0.5 * learned["own_agreement"] == pytest.approx(0.3, abs=0.08)
+    assert learned["own_vote"] == pytest.approx(0.4, abs=0.08)
+    assert learned["own"] + 0.5 * learned["own_vote"] == pytest.approx(0.3, abs=0.08)
     assert abs(learned["own_similarity_mean"]) < 0.15
     naive = np.linalg.lstsq(
         np.array([a.x for a in world(6000)]), np.array([a.quality for a in world(6000)]), rcond=None

@@ -2,7 +2,8 @@
 
     python -m tests.bench.quality.collect MODEL [STEP ...]      all steps where none is named
 
-A step is `split:requests per task:way`, as `test:100:nearest3`; tasks may follow, as `train:60:none:qa_wikidata`.
+A step is `split:requests per task:condition`, as `test:100:nearest3`; tasks may follow, as `train:60:none:qa_wikidata`.
+`conditions` says what there is.
 """
 
 from __future__ import annotations
@@ -13,33 +14,42 @@ import time
 from collections.abc import Sequence
 
 from iccache.examples.ways import Ways
-from tests.bench.quality import prompts, table
 from tests.bench.quality.answers import Answers
-from tests.bench.quality.models import MIDDLE, MODELS, SMALL, asking
+from tests.bench.quality.conditions import Condition, prompt, taught
+from tests.bench.quality.models import LARGE, MIDDLE, MODELS, SMALL, asking
+from tests.bench.quality.prompts import requests
+from tests.bench.quality.table import CACHES, FRAMINGS, ORACLE, TITLES, VARIED
 from tests.bench.quality.tasks import TASKS
 
 TRAIN = {
-    SMALL.name: ["train:60:none", "train:60:shared", "train:60:nearest3", "train:40:recalled3"],
-    MIDDLE.name: ["train:40:none", "train:40:shared", "train:40:nearest3"],
+    SMALL.name: ["train:60:none", "train:60:shared", "train:60:nearest3", "train:100:recalled3"],
+    MIDDLE.name: ["train:40:none", "train:40:shared", "train:40:nearest3", "train:40:recalled3"],
+    LARGE.name: [],
 }
+_FRAMED = [f"test:{VARIED}:nearest3@{framing}" for framing in FRAMINGS]
+_TRIED = [f"test:30:{alone}" for alone in ORACLE]
 TEST = {
-    SMALL.name: [f"test:100:{condition}" for condition in table.CONDITIONS],
-    MIDDLE.name: [f"test:50:{condition}" for condition in table.CONDITIONS],
-}  # the last two need what was learned from the train split
+    SMALL.name: [f"test:100:{condition}" for condition in TITLES]
+    + _TRIED
+    + _FRAMED
+    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("random3", "nearest3", "learned")],
+    MIDDLE.name: [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
+    LARGE.name: ["test:50:none"],
+}  # what names utility or the learned choice needs what was learned from the train split
 
 
 def collect(answers: Answers, steps: Sequence[str]) -> None:
     """Ask for what is missing, step by step."""
-    ways = table.taught(answers.model, answers) if any(step.startswith("test") for step in steps) else Ways()
+    ways = taught(answers.model, answers) if any(step.startswith("test") for step in steps) else Ways()
     for step in steps:
-        split, count, way, *only = step.split(":")
+        split, count, condition, *only = step.split(":")
+        how = Condition.read(condition)
         for task in TASKS.values():
             if only and task.name not in only:
                 continue
             began, before = time.monotonic(), answers.asked
-            for request in prompts.requests(task.name, split, int(count)):
-                shown = table.examples_for(ways, answers.model, request, way)
-                answers.get(prompts.messages(request, prompts.shots(shown)), task.max_tokens)
+            for request in requests(task.name, split, int(count)):
+                answers.get(prompt(ways, answers.model, request, how), task.max_tokens)
             asked = answers.asked - before
             if asked:
                 print(f"{step} {task.name}: {asked} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import numpy as np
 from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
 from iccache.examples.shared import build_set
-from iccache.examples.utility import LearnedUtility, candidate_rows, overlap, words
+from iccache.examples.utility import LearnedUtility, candidate_rows, overlap, plain, votes, words
 from iccache.examples.ways import Prior, Shown
 from iccache.types import Example, ExampleStats, Matrix, Shot, Vector
 from tests.bench.quality.answers import DATA
@@ -95,6 +95,8 @@ class Cache:
     def shared(self, system: str) -> list[Example]:
         """The shared set of the kind of request that `system` names."""
         if self.places is not None:
+            if TASKS[self.places].system != system:
+                return []
             return [self.examples[place] for place in recalled()["shared"][self.places]]
         if system not in self._sets:
             self._sets[system] = build_set([e for e in self.examples if e.system == system])
@@ -129,16 +131,33 @@ def pool(task: str) -> Cache:
     return Cache([example(task, i) for i in range(len(items(task, "pool")))], places=task)
 
 
-def messages(request: Request, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
-    """The client's messages with examples as turns behind the system prompt, as `selection.framing = "turns"` has
-    it.
+def messages(request: Request, shots: Sequence[Shot] = (), framing: str = "turns") -> list[dict[str, str]]:
+    """The client's messages with examples: as "turns" behind the system prompt; as one block at the end of the
+    "system" prompt; or in the user's turn in the "paper"'s order, the task before and after them.
     """
-    made = [{"role": "system", "content": request.task.system}]
-    for shot in shots:
+    system, asked = request.task.system, request.item.prompt
+    if shots and framing == "system":
+        system = f"{system}\n\n{BLOCK}\n\n{_block(shots)}"
+    if shots and framing == "paper":
+        asked = f"{asked}\n\n{GUIDANCE}\n\n{_block(shots)}\n\n{REMINDER}\n\n{asked}"
+    made = [{"role": "system", "content": system}]
+    for shot in shots if framing == "turns" else ():
         made.append({"role": "user", "content": shot.request})
         made.append({"role": "assistant", "content": shot.answer})
-    made.append({"role": "user", "content": request.item.prompt})
+    made.append({"role": "user", "content": asked})
     return made
+
+
+BLOCK = "Earlier requests and how they were answered:"
+GUIDANCE = (
+    "Below are earlier requests with their answers. Look first whether they are of this kind; leave them aside where "
+    "they are not. Where they are good, answer in their form and style, and use what they tell."
+)
+REMINDER = "What is asked comes first. The answers above are no templates, unless one was to nearly the same request."
+
+
+def _block(shots: Sequence[Shot]) -> str:
+    return "\n\n".join(f"Request: {shot.request}\nAnswer: {shot.answer}" for shot in shots)
 
 
 # ---- which examples: in the order shown, the best last
@@ -164,14 +183,15 @@ def shots(examples: Sequence[Example]) -> list[Shot]:
 
 
 def described(cache: Cache, request: Request, shown: Sequence[Example]) -> Shown:
-    """What the prior of the ways looks at, as serving has it."""
-    near = cache.recall(request)
-    answers = [e.answer.strip().lower() for e, _ in near]
-    asked, cosines = words(request.item.prompt), {e.id: s for e, s in near}
+    """What the prior of the ways looks at, as serving has it; of what was not recalled, the vote is 0."""
+    near, asked = cache.recall(request), words(request.item.prompt)
+    vote = votes([cosine for _, cosine in near], [plain(e.answer) for e, _ in near])
+    voted = {e.id: share for (e, _), share in zip(near, vote, strict=True)}
+    cosines = {e.id: s for e, s in near}
     return Shown(
         [cosines.get(e.id, float(e.embedding @ request.vector)) for e in shown],
         [overlap(asked, words(e.request)) for e in shown],
-        [max(answers.count(e.answer.strip().lower()) - 1, 0) / max(len(near) - 1, 1) for e in shown],
+        [voted.get(e.id, 0.0) for e in shown],
     )
 
 

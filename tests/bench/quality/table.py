@@ -8,32 +8,43 @@ What is not on file is not in the table; n says how many requests a cell stands 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from iccache.examples.showing import ENOUGH
-from iccache.examples.ways import WAYS, Prior, Shown, Way, Ways
-from iccache.types import Example
 from tests.bench.quality.answers import Answers, Said
-from tests.bench.quality.learn import PRIOR, SHOWN
-from tests.bench.quality.models import STUDENTS
-from tests.bench.quality.prompts import Request, by_utility, chosen, described, messages, pool, requests, shots
+from tests.bench.quality.conditions import TRIED, Condition, cache_of, examples_for, prompt, taught
+from tests.bench.quality.models import LARGE, SMALL, STUDENTS
+from tests.bench.quality.prompts import Request, messages, requests
 from tests.bench.quality.tasks import TASKS, correct
 
-TENANT = "t"
-TOKEN_PRICE = 0.00002  # quality that a prompt token has to bring: a tenth of a point for fifty tokens
-CONDITIONS = ("none", "random3", "nearest3", "shared", "utility3", "learned")
-COMPARED = (("utility3", "nearest3"), ("learned", "nearest3"), ("learned", "none"), ("shared", "nearest3"))
+LEARNED = "**learned choice of the three ways**"
 TITLES = {
     "none": "no examples",
     "random3": "3 random",
     "nearest3": "3 nearest",
+    "fixed3": "the nearest 3 of cosine .7 and more",
     "shared": "shared set",
     "utility3": "3 by utility",
-    "learned": "**learned choice of the three ways**",
+    "learned": LEARNED,
+}  # the core conditions
+COMPARED = (("utility3", "nearest3"), ("learned", "nearest3"), ("learned", "none"), ("shared", "nearest3"))
+FRAMINGS = {"turns": "as turns", "system": "in the system prompt", "paper": "the paper's order"}
+CACHES = {
+    "1%": "1 %",
+    "5%": "5 %",
+    "25%": "25 %",
+    "": "all 300",
+    "wrong": "a fifth wrong",
+    "other": "another task's only",
+    "all": "all six tasks' 1,800",
+}
+VARIED = 40  # requests a cell where framings and caches are compared
+ORACLE = [f"only{place}" for place in range(1, TRIED + 1)]
+SHORT = {"intent_recognition": "intents", "linguistic_mappings": "mappings", "qa_wikidata": "facts"} | {
+    "object_counting": "counting",
+    "family_relationships": "family",
 }
 
 
@@ -44,79 +55,36 @@ class Cell(NamedTuple):
     said: Said
 
 
-@cache
-def prior() -> Prior:
-    return Prior.restored(PRIOR.read_bytes())
+Cells = Mapping[str, Mapping[int, Cell]]  # by task, then by the request's place in the test split
 
 
-def examples_for(ways: Ways, student: str, request: Request, condition: str) -> list[Example]:
-    """What a condition shows for a request."""
-    cache_ = pool(request.item.task)
-    if condition == "utility3":
-        return by_utility(cache_, request, prior(), student)
-    if condition == "learned":
-        return learned(ways, student, request)
-    return chosen(cache_, request, condition)
+class Student:
+    """What one student answered."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.answers = Answers(name)
+        self.ways = taught(name, self.answers)
+
+    def cells(self, condition: str, most: int | None = None) -> Cells:
+        """As far as the answers are on file."""
+        how = Condition.read(condition)
+        return {task: self._of(how, task, most) for task in TASKS}
+
+    def _of(self, how: Condition, task: str, most: int | None) -> dict[int, Cell]:
+        found = {}
+        for request in requests(task, "test", most):
+            cell = look(self.answers, prompt(self.ways, self.name, request, how), request)
+            if cell is not None:
+                found[request.place] = cell
+        return found
 
 
-def taught(student: str, answers: Answers) -> Ways:
-    """The ways after the train split was scored, as serving would know it; nothing of the test split is in it."""
-    ways = Ways(prior())
-    for task in TASKS.values():
-        cache_ = pool(task.name)
-        for request in requests(task.name, "train"):
-            for name in ("none", "shared", "nearest3"):
-                examples = chosen(cache_, request, name)
-                prompt = messages(request, shots(examples))
-                if not answers.knows(prompt, task.max_tokens):
-                    continue
-                way = SHOWN[name]
-                right = correct(answers.get(prompt, task.max_tokens).text, request.item)
-                expected = ways.estimate(
-                    ways.near(TENANT, student, request.vector, task.system),
-                    student,
-                    len(request.item.prompt),
-                    {way: described(cache_, request, examples)},
-                ).prior[WAYS.index(way)]
-                ways.learn(
-                    TENANT,
-                    f"{request.seed} {name}",
-                    student,
-                    request.vector,
-                    task.system,
-                    way,
-                    float(right),
-                    float(expected),
-                )
-    return ways
-
-
-def learned(ways: Ways, student: str, request: Request) -> list[Example]:
-    """The way with the best expected quality less the price of its tokens; no exploration."""
-    cache_, task = pool(request.item.task), request.task
-    offers = {
-        Way.NONE: list[Example](),
-        Way.OWN: by_utility(cache_, request, prior(), student),
-        Way.SHARED: cache_.shared(task.system),
-    }
-    local = ways.near(TENANT, student, request.vector, task.system)
-    if local.answers < ENOUGH:
-        return offers[Way.OWN]
-    seen = {way: described(cache_, request, shown) if shown else Shown(()) for way, shown in offers.items()}
-    estimate = ways.estimate(local, student, len(request.item.prompt), seen)
-    price = [TOKEN_PRICE * sum(e.tokens + 8 for e in offers[way]) for way in WAYS]
-    return offers[WAYS[int(np.argmax(estimate.quality - np.array(price)))]]
-
-
-def cells(student: str, answers: Answers, condition: str, ways: Ways, task: str) -> dict[int, Cell]:
-    """By the request's place in the test split, as far as its answer is on file."""
-    found = {}
-    for request in requests(task, "test"):
-        prompt = messages(request, shots(examples_for(ways, student, request, condition)))
-        if answers.knows(prompt, request.task.max_tokens):
-            said = answers.get(prompt, request.task.max_tokens)
-            found[request.place] = Cell(correct(said.text, request.item), said)
-    return found
+def look(answers: Answers, asked: list[dict[str, str]], request: Request) -> Cell | None:
+    if not answers.knows(asked, request.task.max_tokens):
+        return None
+    said = answers.get(asked, request.task.max_tokens)
+    return Cell(correct(said.text, request.item), said)
 
 
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -133,55 +101,168 @@ def difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, floa
     return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half
 
 
-def table(student: str) -> Iterator[str]:
-    answers = Answers(student)
-    ways = taught(student, answers)
-    found = {c: {t: cells(student, answers, c, ways, t) for t in TASKS} for c in CONDITIONS}
-    yield f"| {student} | {' | '.join(TASKS)} | all | prompt tokens | new |"
-    yield "|---" * (len(TASKS) + 4) + "|"
-    for condition in CONDITIONS:
+# ---- the tables
+
+
+def core(student: Student) -> Iterator[str]:
+    found = {c: student.cells(c) for c in TITLES}
+    yield _head(student.name, "prompt tokens", "new")
+    for condition, title in TITLES.items():
         every = [cell for by_place in found[condition].values() for cell in by_place.values()]
-        if not every:
-            continue
-        shown = [_share([c.right for c in found[condition][t].values()]) for t in TASKS]
-        tokens = np.mean([c.said.prompt_tokens for c in every]), np.mean([c.said.new_tokens for c in every])
-        total = _share([c.right for c in every])
-        yield f"| {TITLES[condition]} | {' | '.join(shown)} | {total} | {tokens[0]:.0f} | {tokens[1]:.0f} |"
-    for condition, than in (
-        ("utility3", "nearest3"),
-        ("learned", "nearest3"),
-        ("learned", "none"),
-        ("shared", "nearest3"),
-    ):
-        pairs = [
-            (found[condition][t][i].right, found[than][t][i].right)
-            for t in TASKS
-            for i in found[condition][t].keys() & found[than][t].keys()
-        ]
-        if pairs:
-            mean, low, high = difference(*zip(*pairs, strict=True))
-            yield ""
-            yield (
-                f"{student}: {TITLES[condition]} less {TITLES[than]}, paired, n = {len(pairs)}: "
-                f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-            )
+        if every:
+            tokens = np.mean([c.said.prompt_tokens for c in every]), np.mean([c.said.new_tokens for c in every])
+            yield _row(title, _rights(found[condition]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}")
+    tried = oracle(student, found)
+    yield _row(f"oracle: any of {TRIED} tried alone, or of the ways above", tried, "", "")
+    yield _row("semantic cache: the nearest one's answer", semantic(), "0", "0")
+    yield _row("teacher, no examples", _rights(teacher()), "", "")
+    yield ""
+    for condition, than in COMPARED:
+        yield from _paired(f"{student.name}: {TITLES[condition]} less {TITLES[than]}", found[condition], found[than])
+    yield from by_task(student, found)
+    yield from shown_where_it_helps(student, found, tried)
+
+
+def oracle(student: Student, found: Mapping[str, Cells]) -> dict[str, list[bool]]:
+    """Whether any way of showing was right, for the requests of which all were tried."""
+    alone = [student.cells(name) for name in ORACLE]
+    whole = [*alone, *(found[c] for c in ("none", "nearest3", "shared"))]
+    return {task: [any(c[task][i].right for c in whole) for i in _common(whole, task)] for task in TASKS}
+
+
+def semantic() -> dict[str, list[bool]]:
+    """Whether the nearest example's own answer is right."""
+    return {
+        task: [correct(cache_of(task, "").recall(r, 1)[0][0].answer, r.item) for r in requests(task, "test")]
+        for task in TASKS
+    }
+
+
+def teacher() -> Cells:
+    answers = Answers(LARGE.name)
+    return {
+        task: {r.place: cell for r in requests(task, "test") if (cell := look(answers, messages(r), r)) is not None}
+        for task in TASKS
+    }
+
+
+def by_task(student: Student, found: Mapping[str, Cells]) -> Iterator[str]:
+    """The learned choice is to lose nothing anywhere."""
+    bounds = []
+    for task in TASKS:
+        both = _common([found["learned"], found["none"]], task)
+        if both:
+            mean, low, _ = difference(*([found[c][task][i].right for i in both] for c in ("learned", "none")))
+            bounds.append(f"{_name(task)} {mean:+.2f} (from {low:+.2f})")
+    if bounds:
+        yield f"- {student.name}: {LEARNED} less no examples by task, with the lower 95 % bound: {', '.join(bounds)}"
+
+
+def shown_where_it_helps(
+    student: Student, found: Mapping[str, Cells], tried: Mapping[str, list[bool]]
+) -> Iterator[str]:
+    """On which share of the requests that some example helps the learned choice shows examples."""
+    helped = shown = 0
+    alone = [student.cells(name) for name in ORACLE]
+    whole = [*alone, *(found[c] for c in ("none", "nearest3", "shared"))]
+    for task in TASKS:
+        for i, best in zip(_common(whole, task), tried[task], strict=True):
+            if best and not found["none"][task][i].right:
+                helped += 1
+                request = requests(task, "test")[i]
+                shown += bool(examples_for(student.ways, student.name, request, Condition("learned")))
+    if helped:
+        yield f"- {student.name}: of {helped} requests on which the oracle gains, examples are shown on {shown}"
+
+
+def framings(student: Student) -> Iterator[str]:
+    found = {f: student.cells(f"nearest3@{f}", VARIED) for f in FRAMINGS}
+    if not all(_every(cells) for cells in found.values()):
+        return
+    yield _head(f"{student.name}, 3 nearest", "prompt tokens", "new")
+    for framing, title in FRAMINGS.items():
+        said = [c.said for by_place in found[framing].values() for c in by_place.values()]
+        tokens = np.mean([s.prompt_tokens for s in said]), np.mean([s.new_tokens for s in said])
+        yield _row(title, _rights(found[framing]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}")
+    yield ""
+    for framing in ("system", "paper"):
+        yield from _paired(f"{student.name}: {FRAMINGS[framing]} less as turns", found[framing], found["turns"])
+
+
+def caches(student: Student) -> Iterator[str]:
+    ways = ("random3", "nearest3", "learned")
+    yield f"| {student.name}, cache | " + " | ".join(TITLES[way] for way in ways) + " | learned less nearest |"
+    yield "|---" * (len(ways) + 2) + "|"
+    for cache_, title in CACHES.items():
+        found = {way: student.cells(f"{way}/{cache_}", VARIED) for way in ways}
+        shares = [_share([c.right for c in _every(found[way])]) for way in ways]
+        pairs = _pairs(found["learned"], found["nearest3"])
+        yield f"| {title} | {' | '.join(shares)} | {_signed(pairs)} |" if any(shares) else f"| {title} | | | | |"
+
+
+def _head(title: str, *more: str) -> str:
+    columns = [title, *map(_name, TASKS), "all", *more]
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+
+
+def _name(task: str) -> str:
+    return SHORT.get(task, task)
+
+
+def _row(title: str, rights: Mapping[str, Sequence[bool]], *more: str) -> str:
+    shares = [_share(rights[task]) for task in TASKS]
+    return f"| {' | '.join([title, *shares, _share([r for task in TASKS for r in rights[task]]), *more])} |"
+
+
+def _rights(cells: Cells) -> dict[str, list[bool]]:
+    return {task: [cell.right for cell in by_place.values()] for task, by_place in cells.items()}
+
+
+def _every(cells: Cells) -> list[Cell]:
+    return [cell for by_place in cells.values() for cell in by_place.values()]
+
+
+def _common(conditions: Sequence[Cells], task: str) -> list[int]:
+    return sorted(set.intersection(*(set(cells[task]) for cells in conditions)))
+
+
+def _pairs(a: Cells, b: Cells) -> list[tuple[bool, bool]]:
+    return [(a[task][i].right, b[task][i].right) for task in TASKS for i in _common([a, b], task)]
+
+
+def _paired(what: str, a: Cells, b: Cells) -> Iterator[str]:
+    pairs = _pairs(a, b)
+    if pairs:
+        yield f"- {what}, paired, n = {len(pairs)}: {_signed(pairs)}"
+
+
+def _signed(pairs: Sequence[tuple[bool, bool]]) -> str:
+    if not pairs:
+        return ""
+    mean, low, high = difference(*zip(*pairs, strict=True))
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _share(right: Sequence[bool]) -> str:
     if not right:
         return ""
     low, high = wilson(sum(right), len(right))
-    return f"{_short(np.mean(right))} [{_short(low)}, {_short(high)}] {len(right)}"
+    return f"{_short(float(np.mean(right)))} [{_short(low)}, {_short(high)}] {len(right)}"
 
 
 def _short(share: float) -> str:
-    return f"{abs(share):.2f}".removeprefix("0")
+    return f"{abs(share):.2f}".removeprefix("0") if share < 1 else "1"
 
 
 def main() -> None:
-    for model in STUDENTS:
-        print("\n".join(table(model.name)))
-        print()
+    students = [Student(model.name) for model in STUDENTS]
+    for part in (core, framings):
+        for student in students:
+            print("\n".join(part(student)))
+            print()
+    for student in students:
+        if student.name == SMALL.name:
+            print("\n".join(caches(student)))
 
 
 if __name__ == "__main__":

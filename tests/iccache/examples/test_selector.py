@@ -76,6 +76,16 @@ def test_the_best_stands_last_and_all_are_considered() -> None:
     assert selection.tokens == 3 * (20 + PAIR_TOKENS)
 
 
+def test_what_is_known_of_the_shown_ones_is_theirs() -> None:
+    found = recalled(*((example(i, request=f"ask {i}", answer="ab"[i % 2]), 0.9 - 0.1 * i) for i in range(5)))
+    selection = select(found, request="ask 1 now")
+    assert shown(selection) == ["e2", "e1", "e0"]
+    similarity, overlaps, vote = (dict(zip(("e0", "e1", "e2"), values, strict=True)) for values in selection.seen)
+    assert similarity == pytest.approx({"e0": 0.9, "e1": 0.8, "e2": 0.7})
+    assert overlaps == pytest.approx({"e0": 1 / 4, "e1": 2 / 3, "e2": 1 / 4})
+    assert vote["e0"] == vote["e2"] > vote["e1"] > 0
+
+
 @pytest.mark.parametrize(("cap", "count"), [(None, 3), (0, 0), (1, 1), (2, 2), (50, 3)])
 def test_the_client_may_ask_for_fewer(cap: int | None, count: int) -> None:
     selection = select(FIVE, cap=cap)

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iccache.examples.utility import NAMES, LearnedUtility, RecordUtility, Rows, candidate_rows, same_system
+from iccache.examples.utility import (
+    LEAST_SPREAD,
+    NAMES,
+    LearnedUtility,
+    RecordUtility,
+    Rows,
+    candidate_rows,
+    same_system,
+    votes,
+)
 from iccache.examples.ways import NAMES as WEIGHTS
 from iccache.examples.ways import Prior
 from iccache.types import Example, ExampleStats
@@ -49,9 +58,27 @@ def test_features_have_a_name_each() -> None:
             "request_length": np.log(8),
             "answer_length": np.log(7),
             "overlap": 0.5,
-            "agreement": 1 / 3,
+            "vote": 0.5,
         }
     )
+
+
+def test_the_nearer_have_more_of_the_vote_and_the_same_answers_one_between_them() -> None:
+    near = [0.9, 0.8, 0.7, 0.6]
+    z = np.exp((np.array(near) - np.mean(near)) / np.std(near))
+    assert votes(near, ["a", "b", "c", "d"]) == pytest.approx((z / z.sum()).tolist())
+    a, b = (z[0] + z[3]) / z.sum(), (z[1] + z[2]) / z.sum()
+    assert votes(near, ["a", "b", "b", "a"]) == pytest.approx([a, b, b, a])
+    assert votes([], []) == []
+
+
+@given(near=st.lists(st.floats(-1, 1), min_size=1, max_size=16), scale=st.floats(0.1, 1), data=st.data())
+def test_votes_are_shares_whatever_the_scale_of_the_cosines(near: list[float], scale: float, data: Any) -> None:
+    answers = data.draw(st.lists(st.sampled_from("abc"), min_size=len(near), max_size=len(near)))
+    got = votes(near, answers)
+    assert sum(dict(zip(answers, got, strict=True)).values()) == pytest.approx(1.0)
+    if np.std(near) * scale > LEAST_SPREAD:
+        assert votes([s * scale for s in near], answers) == pytest.approx(got, abs=1e-6)
 
 
 def test_a_clock_that_went_back_makes_no_negative_age() -> None:
@@ -132,10 +159,10 @@ def learned(*weights_of: float) -> LearnedUtility:
 
 
 def test_what_was_learned_ranks_by_what_it_learned_from() -> None:
-    by_agreement = learned(*weights(own=0.1, own_agreement=0.5))
+    by_vote = learned(*weights(own=0.1, own_vote=0.5))
     rows = np.concatenate([row(0.9), row(0.5)])
-    rows[1, NAMES.index("agreement")] = 1.0
-    assert by_agreement.predict(rows).tolist() == pytest.approx([0.1, 0.6])
+    rows[:, NAMES.index("vote")] = 0.0, 1.0
+    assert by_vote.predict(rows).tolist() == pytest.approx([0.1, 0.6])
     assert RecordUtility().predict(rows)[0] > RecordUtility().predict(rows)[1]
 
 

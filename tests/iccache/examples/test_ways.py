@@ -76,7 +76,7 @@ def test_features_have_a_name_each_and_only_those_of_the_way_taken() -> None:
             "own_similarity_mean": 0.7,
             "own_similarity_max": 0.9,
             "own_overlap": 0.3,
-            "own_agreement": 0.5,
+            "own_vote": 0.5,
             "shared": 0.0,
             "shared_count": 0.0,
             "shared_similarity_mean": 0.0,
