@@ -29,7 +29,7 @@ NAMES = (
     "vote",  # share of the candidates that have the same answer, the nearer counting for more, in (0, 1]: see `votes`
 )
 WORDS_FROM = 2000  # characters of a text that are compared word by word
-LEAST_SPREAD = 0.002  # standard deviation of cosines below which they tell nothing
+VOTE_SCALE = 0.125  # difference in cosine over which a candidate's say falls to 1/e
 OTHER_SYSTEM_LOSS = 0.15
 USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
 _COLUMN = {name: i for i, name in enumerate(NAMES)}
@@ -57,15 +57,14 @@ def candidate_rows(
 
 def votes(similarities: Sequence[float], answers: Sequence[str]) -> list[float]:
     """For each candidate the share of all candidates that have its answer, itself among them, each weighted by
-    exp(z), z its similarity in standard deviations above the candidates' mean: k nearest neighbours, voting.
+    exp(similarity / VOTE_SCALE): k nearest neighbours, voting.
 
     Where the answers are labels, those of the likeliest label come first; where no two are the same, the nearest do.
-    Standardised, because cosines mean something else with every embedder and in every field.
     """
     if not answers:
         return []
     near = np.array(similarities)
-    weights = np.exp((near - near.mean()) / max(float(near.std()), LEAST_SPREAD))
+    weights = np.exp((near - near.max()) / VOTE_SCALE)
     shares = dict.fromkeys(answers, 0.0)
     for answer, weight in zip(answers, (weights / weights.sum()).tolist(), strict=True):
         shares[answer] += weight
@@ -230,8 +229,9 @@ class LearnedUtility(RecordUtility):
         USUAL_QUALITY)
 
     as in RecordUtility, but for `nearness`: prior(own, {example}) - prior(none), linear in similarity, overlap and
-    vote, with weights for each student that are trained where nobody waits; OTHER_SYSTEM_LOSS less from under another
-    system prompt, which shows another format.
+    vote, with weights for each student that are trained where nobody waits, those below 0 taken for 0: that an
+    example is nearer, or more like the others, never speaks against it, though the requests that have such examples
+    may be harder. OTHER_SYSTEM_LOSS less from under another system prompt, which shows another format.
     """
 
     def __init__(self, prior: Prior | None = None, **shape: float) -> None:
@@ -244,7 +244,7 @@ class LearnedUtility(RecordUtility):
     def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
         weights = self.prior.weights.get(student or "", self.prior.weights[""])
         alone = weights @ ALONE.T  # what one example adds: constant, then per unit of similarity, overlap, vote
-        gain = alone[0] + X[:, COMPARED] @ alone[1:]
+        gain = alone[0] + X[:, COMPARED] @ np.maximum(alone[1:], 0.0)
         nearness: NDArray[np.float64] = np.where(_of(X, "same_system") > 0.5, gain, gain - OTHER_SYSTEM_LOSS)
         return nearness
 
