@@ -38,7 +38,7 @@ ONE_HOME = {
     },
     "prometheus_client": {"iccache/metrics.py", "replay/report.py", "iccache/backends/engine.py"},  # the last reads
     "sklearn": {"iccache/examples/training.py"},
-    "bpe_openai": {"iccache/examples/tokens.py"},
+    "bpe_openai": {"iccache/examples/encoding.py"},
 }
 IMPURE = {
     "asyncio", "concurrent", "datetime", "http", "multiprocessing", "os", "random", "socket", "sqlite3", "subprocess",

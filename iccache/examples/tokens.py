@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from iccache.errors import ConfigError
+from iccache.examples.encoding import MERGED_BYTES, Encoding
 
 if TYPE_CHECKING:
-    import bpe_openai
     import tokenizers
 
 MESSAGE_TOKENS = 4  # role and delimiters around the text of each message
 REPLY_TOKENS = 3  # the opening of the answer
 REMEMBERED = 1024  # texts that often come again: examples, and prompts that repeat
 REMEMBERED_CHARS = 4096  # of such a text
-PIECE = 50_000  # characters counted at once; the encodings refuse 200,000 tokens, and one character has at most four
+WHOLE_CHARS = 65_536  # a longer text is counted at SAMPLES places, evenly spread, and taken to be alike in between
+SAMPLES = 16
 
 
 class Tokenizer(Protocol):
@@ -40,24 +41,17 @@ def make_tokenizer(name_or_path: str) -> Tokenizer:
 
 
 class EncodingTokenizer:
-    """One of OpenAI's encodings, its table from a package. The import takes half a second, so it happens here."""
+    """One of OpenAI's encodings."""
 
     def __init__(self, name: str) -> None:
-        try:
-            import bpe_openai  # noqa: PLC0415
-        except ImportError as exc:
-            raise ConfigError(f"tokenizer: {name} needs the package bpe-openai") from exc
-        known = bpe_openai.list_encoding_names()
-        if name not in known:
-            raise ConfigError(f"tokenizer: {name!r} is neither a tokenizer.json nor one of {', '.join(known)}")
-        self._encoding: bpe_openai.Encoding = bpe_openai.get_encoding(name)
-        self._remembered = lru_cache(maxsize=REMEMBERED)(self._count)
+        self._encoding = Encoding(name)
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._encoding.count)
 
     def count(self, text: str) -> int:
-        return self._remembered(text) if len(text) <= REMEMBERED_CHARS else self._count(text)
-
-    def _count(self, text: str) -> int:
-        return sum(len(self._encoding.encode_ordinary(piece)) for piece in _pieces(text))
+        if len(text) <= REMEMBERED_CHARS:
+            return self._remembered(text)
+        share = MERGED_BYTES // SAMPLES if len(text) > WHOLE_CHARS else MERGED_BYTES
+        return _sampled(text, partial(self._encoding.count, may_merge=share))
 
 
 class FileTokenizer:
@@ -77,9 +71,17 @@ class FileTokenizer:
         self._tokenizer.encode_special_tokens = True
 
     def count(self, text: str) -> int:
-        pieces = _pieces(text.encode("utf-8", "replace").decode("utf-8"))
-        return sum(len(self._tokenizer.encode(piece, add_special_tokens=False)) for piece in pieces)
+        return _sampled(text.encode("utf-8", "replace").decode("utf-8"), self._count)
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
 
-def _pieces(text: str) -> Iterable[str]:
-    return (text[i : i + PIECE] for i in range(0, len(text), PIECE))
+def _sampled(text: str, count: Callable[[str], int]) -> int:
+    """The whole count of a text, or where that would hold up others, of some places in it, as a share."""
+    if len(text) <= WHOLE_CHARS:
+        return count(text)
+    length = WHOLE_CHARS // SAMPLES
+    step = (len(text) - length) / (SAMPLES - 1)
+    counted = sum(count(text[at : at + length]) for at in (round(i * step) for i in range(SAMPLES)))
+    return round(counted * len(text) / (SAMPLES * length))
