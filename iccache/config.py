@@ -184,7 +184,7 @@ class Selection(Section, frozen=True):
     ] = 0.9
     threshold: Annotated[
         float | Literal["auto"],
-        say('Utility below which an example is not shown; "auto" lets the nearest through until a gain is measured.'),
+        say('Utility below which an example is not shown; "auto": 0, or what replay has measured to gain too little.'),
     ] = "auto"
     shared_examples: Annotated[
         Count, say("Examples of a shared set, which replay builds for each kind of request; 0: none.", "examples")

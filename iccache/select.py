@@ -78,6 +78,7 @@ class Select:
         self.ways = ways or Ways()
         self.rng = rng or np.random.default_rng()
         self.shared = SharedSets()
+        self.threshold: float | None = None
         self.showings = Showings()
         self.use(settings, selector, tokenizers)
         self.make_retriever = make_retriever
@@ -91,6 +92,7 @@ class Select:
         self.settings = settings
         self.trust = Trust(settings.selection, self.showings)
         self.selector = selector
+        self.selector.auto_threshold = self.threshold
         self.tokenizers = tokenizers
         self.dearest = settings.by_price()[-1]
 
@@ -113,6 +115,10 @@ class Select:
         """Put newly trained weights in force: one assignment each, so a request sees the old ones or the new."""
         self.ways.prior = prior
         self.selector.utility.use(prior)
+
+    def use_threshold(self, at: float) -> None:
+        """What `selection.threshold = "auto"` means from now on, whatever settings are in force."""
+        self.threshold = self.selector.auto_threshold = at
 
     def learn(self, exchange: Exchange, ways: Ways | None = None) -> None:
         """An exchange was scored, or its score changed. In the thread that owns the index."""

@@ -125,10 +125,13 @@ async def distil_guidance(run: Run) -> None:
 
 
 async def teach(run: Run) -> None:
-    """Train what serving expects of examples, and build shared sets."""
+    """Train what serving expects of examples, choose its threshold, and build shared sets."""
     trained = lessons.train(run.store)
     if trained is not None:
         run.told["trained"] = trained
+    threshold = lessons.choose_threshold(run.store, {b.name: b for b in run.settings.backends})
+    if threshold is not None:
+        run.told["threshold"] = threshold.as_json()
     run.told["shared_sets"] = lessons.build_sets(run.store, run.options.tenant)
 
 

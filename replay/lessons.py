@@ -1,19 +1,24 @@
-"""What serving learns from replay: the prior of the ways to show examples, and the shared sets.
+"""What serving learns from replay: the prior of the ways to show examples, shared sets, and the threshold of utility.
 
-Both are kept as states in the store, and every proxy takes them over within seconds (`iccache/learn/lessons.py`).
+They are kept as states in the store, and every proxy takes them over within seconds (`iccache/learn/lessons.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from iccache.config import Backend
+from iccache.examples.selector import THRESHOLD_STATE
 from iccache.examples.shared import SETS_STATE, SetOf, build_set, pack, unpack
+from iccache.examples.showing import price_of
 from iccache.examples.store import ExampleStore
 from iccache.examples.training import Scored, calibration, fit
-from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, application
+from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Way, application
+from iccache.price import cost, price
 from iccache.types import Example, Exchange
+from replay.threshold import Shown, Threshold, choose
 
 LEAST_ANSWERS = 50  # scored, with the way that was taken, before weights are trained on them
 ANSWERS = 20_000  # the newest that are learned from
@@ -60,6 +65,46 @@ def _lesson(exchange: Exchange) -> Scored | None:
     if exchange.quality is None or len(x) != len(NAMES):
         return None
     return Scored(exchange.backend, f"{exchange.tenant}\n{application(exchange.system):x}", x, exchange.quality)
+
+
+def choose_threshold(store: ExampleStore, backends: Mapping[str, Backend]) -> Threshold | None:
+    """Choose the threshold of utility anew, and keep it; None, and nothing kept, where no answer tells anything."""
+    answers = [a for e in store.latest_scored(ANSWERS) if (a := _with_own(e, backends)) is not None]
+    if not answers:
+        return None
+    chosen = choose(answers)
+    kept, state = store.load_state(THRESHOLD_STATE), chosen.state()
+    if kept is None or kept[1] != state:
+        store.save_state(THRESHOLD_STATE, store.last_change(), state)
+    return chosen
+
+
+def _with_own(exchange: Exchange, backends: Mapping[str, Backend]) -> Shown | None:
+    """What a scored answer says of the examples that were chosen for its request."""
+    way = exchange.extra.get("way", {})
+    left_out = way.get("left_out")
+    utilities = {c.id: c.utility for c in exchange.considered if c.shown or c.id == left_out}
+    if exchange.quality is None or way.get("way") != Way.OWN or len(utilities) < 2:
+        return None
+    return Shown(
+        f"{exchange.backend}\n{exchange.tenant}\n{application(exchange.system):x}",
+        exchange.quality,
+        list(utilities.values()),
+        utilities.get(left_out),
+        _price(exchange, backends),
+    )
+
+
+def _price(exchange: Exchange, backends: Mapping[str, Backend]) -> float:
+    """Of the tokens of one example, as a share of what the student saves. 0 where its price is not known."""
+    student, count = backends.get(exchange.backend), len(exchange.shown)
+    if student is None or not count:
+        return 0.0
+    dearest = max(backends.values(), key=price)
+    usage = exchange.usage
+    plain = usage._replace(input=max(usage.input - usage.example, 0), cached=0, example=0)
+    saved = cost(dearest, plain) - cost(student, plain)
+    return price_of(usage.example / count * student.usd_per_million_input_tokens / 1e6, saved)
 
 
 def build_sets(store: ExampleStore, tenant: str | None = None) -> int:

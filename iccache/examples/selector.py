@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import NamedTuple
 
 from iccache import config
@@ -13,6 +15,7 @@ from iccache.types import Example, Match, Recalled
 
 PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
 SAME = 0.98  # cosine above which two examples with the same answer say the same
+THRESHOLD_STATE = "threshold"  # under which the store keeps what replay has measured
 UNMEASURED = 0.0  # threshold before any gain was measured: all pass but those whose own record speaks against them
 
 
@@ -118,6 +121,17 @@ class Selector:
             sum(example_tokens(m.example) for m in shown),
             Shown(*rows[places][:, COMPARED].T.tolist()) if places else Shown(()),
         )
+
+
+def restored_threshold(state: bytes) -> float:
+    """What replay has chosen. Raises ValueError for what it has not written."""
+    try:
+        at = float(json.loads(state)["at"])
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ValueError(f"the threshold of utility cannot be read: {exc!r}") from exc
+    if not math.isfinite(at):
+        raise ValueError("the threshold of utility is no number")
+    return at
 
 
 def example_tokens(example: Example) -> int:

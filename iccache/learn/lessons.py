@@ -1,7 +1,6 @@
-"""What is learned where nobody waits, taken over: the prior of the ways and the shared sets that replay keeps in the
-store,
-and the evidence of the scored exchanges, gone through again at the start and now and then, so that what was erased
-from the store is forgotten here too.
+"""What is learned where nobody waits, taken over: the prior of the ways, the shared sets and the threshold of utility
+that replay keeps in the store, and the evidence of the scored exchanges, gone through again at the start and now and
+then, so that what was erased from the store is forgotten here too.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from iccache.examples import shared
+from iccache.examples.selector import THRESHOLD_STATE, restored_threshold
 from iccache.examples.shared import SETS_STATE
 from iccache.examples.store import ExampleStore
 from iccache.examples.ways import CAPACITY, PRIOR_STATE, Prior, Ways
@@ -30,7 +30,7 @@ class Lessons:
     def __init__(self, access: Access, wall: Callable[[], float]) -> None:
         self.access = access
         self.wall = wall
-        self.kept: dict[str, bytes | None] = {PRIOR_STATE: None, SETS_STATE: None}
+        self.kept: dict[str, bytes | None] = dict.fromkeys((PRIOR_STATE, SETS_STATE, THRESHOLD_STATE))
         self.remembered_at = float("-inf")
         self._waiting: deque[Exchange] = deque()
         self._new: Ways | None = None
@@ -47,7 +47,8 @@ class Lessons:
 
     def _look(self) -> None:
         store = self.access.store
-        for name, take in ((PRIOR_STATE, self._take_prior), (SETS_STATE, self._take_sets)):
+        takers = (self._take_prior, self._take_sets, self._take_threshold)
+        for name, take in zip(self.kept, takers, strict=True):
             kept = store.load_state(name)
             blob = None if kept is None else kept[1]
             if blob is None or blob == self.kept[name]:
@@ -63,6 +64,9 @@ class Lessons:
 
     def _take_sets(self, blob: bytes, store: ExampleStore) -> None:
         self.access.select.shared.load(shared.unpack(blob), store)
+
+    def _take_threshold(self, blob: bytes, store: ExampleStore) -> None:
+        self.access.select.use_threshold(restored_threshold(blob))
 
     def _remember(self) -> None:
         select = self.access.select

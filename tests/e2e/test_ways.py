@@ -8,7 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 from iccache.assemble import Proxy
+from iccache.examples.selector import THRESHOLD_STATE
 from replay import lessons
+from replay.threshold import Threshold
 from tests.e2e.world import World, world
 
 LABELS = ("red", "green", "blue")
@@ -85,6 +87,22 @@ async def test_a_shared_set_is_built_by_replay_taken_over_and_shown_the_same_to_
         assert ids[0] not in (answered.header("example-ids") or "")
         capped = await ask(w, f"{system} capped", iccache={"examples": 1})
         assert capped.header("examples") in ("0", "1")
+
+
+async def test_the_threshold_that_replay_has_measured_is_taken_over_and_outlives_new_settings(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await fill(w, "Name the colour.", 8)
+        assert (await ask(w, "Name the colour. one")).header("examples") == "3"
+        await asyncio.to_thread(_keep_threshold, w.proxy, Threshold(5.0))
+        await w.proxy.learner.lessons.look()
+        assert (await ask(w, "Name the colour. two")).header("examples") == "0"
+        w.proxy._wire()
+        assert (await ask(w, "Name the colour. three")).header("examples") == "0"
+
+
+def _keep_threshold(proxy: Proxy, threshold: Threshold) -> None:
+    with closing(proxy._open_store()) as store:
+        store.save_state(THRESHOLD_STATE, store.last_change(), threshold.state())
 
 
 def _build_sets(proxy: Proxy) -> int:

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iccache import config
+from iccache.examples.selector import THRESHOLD_STATE, restored_threshold
 from iccache.examples.shared import SETS_STATE, unpack
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.training import Scored, calibration, fit
 from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Shown, Way, application, features
-from iccache.types import ExampleStats, Feedback, Taken
+from iccache.types import Considered, ExampleStats, Feedback, Taken, Usage
 from replay import lessons
 from tests.factories import AT, make_example, make_exchange
 
@@ -142,3 +144,47 @@ def test_a_set_is_made_anew_when_it_no_longer_stands_for_its_kind(store: Example
 def test_known_bad_examples_are_in_no_set(store: ExampleStore) -> None:
     fill(store, "Sort it.", 30, stats=ExampleStats(own_quality=0.1))
     assert lessons.build_sets(store) == 0
+
+
+BACKENDS = {
+    name: config.Backend(
+        name=name,
+        base_url="http://127.0.0.1:1/v1",
+        model=name,
+        usd_per_million_input_tokens=price,
+        usd_per_million_output_tokens=price,
+    )
+    for name, price in (("small", 1.0), ("large", 11.0))
+}
+
+
+def test_the_threshold_is_chosen_from_what_was_left_out_and_kept(store: ExampleStore) -> None:
+    """Answers are half right; without the example of utility .1 right, and without that of .5 wrong."""
+    assert lessons.choose_threshold(store, BACKENDS) is None
+    for i in range(240):
+        out = None if i % 3 else ("low", "high")[i // 3 % 2]
+        considered = [
+            Considered(name, 0.5, utility, shown=name != out)
+            for name, utility in (("low", 0.1), ("high", 0.5), ("best", 0.9))
+        ]
+        taken = Taken("own", 0.5, 1.0, left_out=out)
+        shown = [c.id for c in considered if c.shown]
+        usage = Usage(100 + 50 * len(shown), 10, 50 * len(shown))
+        extra = {"way": taken._asdict()}
+        store.record(make_exchange(f"r{i}", extra=extra, considered=considered, shown=shown, usage=usage, at=AT + i))
+        store.add_feedback(Feedback(f"r{i}", "user", {None: 0.5, "low": 1.0, "high": 0.0}[out], AT + i), tenant="t")
+    chosen = lessons.choose_threshold(store, BACKENDS)
+    assert chosen is not None
+    assert chosen.at == 0.5
+    assert (chosen.gain, chosen.left_out) == (pytest.approx(-0.5), 40)
+    # 50 tokens at 1 USD a million, of the 110 tokens at 11 less 1 USD that an offload saves
+    assert chosen.price == pytest.approx(50 / 1100)
+    kept = store.load_state(THRESHOLD_STATE)
+    assert kept is not None
+    assert restored_threshold(kept[1]) == 0.5
+
+
+@pytest.mark.parametrize("state", [b"", b"{}", b"[]", b'{"at": "x"}', b'{"at": NaN}', b"\xff"])
+def test_a_threshold_that_cannot_be_read_is_refused(state: bytes) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        restored_threshold(state)
