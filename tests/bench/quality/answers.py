@@ -70,7 +70,7 @@ class Answers:
         if name not in self._known:
             if self._url is None:
                 raise Missing(f"{self.model} was never asked: {messages[-1]['content'][:80]!r}")
-            said = self._ask(messages, max_tokens)
+            said = self.ask(messages, max_tokens)
             with self.fresh.open("a", encoding="utf-8") as out:
                 out.write(json.dumps([name, *said], ensure_ascii=False) + "\n")
             self._known[name] = said
@@ -85,7 +85,8 @@ class Answers:
                 out.write(json.dumps([name, *said], ensure_ascii=False) + "\n")
         self.fresh.unlink(missing_ok=True)
 
-    def _ask(self, messages: Messages, max_tokens: int) -> Said:
+    def ask(self, messages: Messages, max_tokens: int) -> Said:
+        """Asked now, whether it is on file or not; nothing is written."""
         body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0, "seed": 1}
         reply = self._post(json.dumps(body).encode())
         timings, usage = reply["timings"], reply["usage"]

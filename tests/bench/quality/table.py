@@ -7,9 +7,10 @@ What is not on file is not in the table; n says how many requests a cell stands 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tests.bench.quality.conditions import TRIED, Condition, cache_of, examples_
 from tests.bench.quality.models import LARGE, SMALL, STUDENTS
 from tests.bench.quality.prompts import Request, messages, requests
 from tests.bench.quality.tasks import TASKS, correct
+from tests.bench.quality.timing import TIMES
 
 LEARNED = "**learned choice of the three ways**"
 TITLES = {
@@ -106,21 +108,32 @@ def difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, floa
 
 def core(student: Student) -> Iterator[str]:
     found = {c: student.cells(c) for c in TITLES}
-    yield _head(student.name, "prompt tokens", "new")
+    times = timing().get(student.name, {})
+    yield _head(student.name, "prompt tokens", "new", "first token, ms", "last")
     for condition, title in TITLES.items():
         every = [cell for by_place in found[condition].values() for cell in by_place.values()]
         if every:
             tokens = np.mean([c.said.prompt_tokens for c in every]), np.mean([c.said.new_tokens for c in every])
-            yield _row(title, _rights(found[condition]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}")
+            took = times.get(condition)
+            ms = ("", "") if took is None else (f"{took['first_ms']:.0f}", f"{took['last_ms']:.0f}")
+            yield _row(title, _rights(found[condition]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}", *ms)
     tried = oracle(student, found)
-    yield _row(f"oracle: any of {TRIED} tried alone, or of the ways above", tried, "", "")
-    yield _row("semantic cache: the nearest one's answer", semantic(), "0", "0")
-    yield _row("teacher, no examples", _rights(teacher()), "", "")
+    yield _row(f"oracle: any of {TRIED} tried alone, or of the ways above", tried, "", "", "", "")
+    yield _row("semantic cache: the nearest one's answer", semantic(), "0", "0", "0", "0")
+    yield _row("teacher, no examples", _rights(teacher()), "", "", "", "")
     yield ""
     for condition, than in COMPARED:
         yield from _paired(f"{student.name}: {TITLES[condition]} less {TITLES[than]}", found[condition], found[than])
     yield from by_task(student, found)
     yield from shown_where_it_helps(student, found, tried)
+
+
+def timing() -> dict[str, Any]:
+    """By student and condition, as `timing.py` measured it; empty where it has not."""
+    if not TIMES.exists():
+        return {}
+    times: dict[str, Any] = json.loads(TIMES.read_text())["times"]
+    return times
 
 
 def oracle(student: Student, found: Mapping[str, Cells]) -> dict[str, list[bool]]:
