@@ -369,6 +369,8 @@ def restore(path: Path | None, as_json: bool, file: Path, keep: bool) -> None:
 
 def _require_tenant(settings: config.Config, tenant: str) -> None:
     """Where tenants are configured, it has to be one of them: nobody else's requests could be shown its examples."""
+    if not tenant.isprintable():
+        raise ConfigError("--tenant: holds characters that no name has")
     names = [t.name for t in settings.tenants]
     if names and tenant not in names:
         raise ConfigError(f"--tenant: there is no tenant {tenant!r}; configured: {', '.join(names)}")

@@ -182,6 +182,13 @@ class Selection(Section, frozen=True):
         Share,
         say("Similarity of requests above which an unproven answer may not contradict what others agree on; 1: off."),
     ] = 0.9
+    consensus_share: Annotated[
+        Share,
+        say(
+            "Share of the other end users found that have to have one answer before an unproven one that none has is "
+            "left out; 1: off."
+        ),
+    ] = 0.6
     threshold: Annotated[
         float | Literal["auto"],
         say('Utility below which an example is not shown; "auto": 0, or what replay has measured to gain too little.'),

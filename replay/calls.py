@@ -1,8 +1,8 @@
 """One question to one backend: paid for in advance, tried a few times, never asked twice.
 
 What a failure costs is not always known. Certainly nothing: no connection, or a reply that refuses (4xx, 500, 503).
-Perhaps everything: a connection that broke, a timeout, or a gateway that says so (502, 504). In the second case what
-was reserved stays reserved, and another try needs a reservation of its own.
+Perhaps everything: a connection that broke, a timeout, a gateway that says so (502, 504), or a 200 that nobody can
+read. In the second case what was reserved stays reserved, and another try needs a reservation of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential_jitter
 
 from iccache import config
 from iccache.backends.client import BackendClient, Session
@@ -28,6 +28,7 @@ from replay.load import LoadGate
 from replay.prices import Prompt, most_input_tokens, most_nusd, nusd, prompt_bytes
 
 TRIES = 4
+TRIES_PERHAPS_BILLED = 2  # since each may have been paid for
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 RETRIABLE = frozenset({408, 429})  # and every 5xx
@@ -42,6 +43,10 @@ ANSWER, JUDGEMENT, GUIDANCE = "answer", "judgement", "guidance"  # kinds of call
 
 class Unanswerable(IccacheError):
     """The backend refuses this question, whenever it is asked."""
+
+
+class Unreadable(BackendError):
+    """A reply of 200 that is no answer. It was perhaps billed, and would hardly be better a second time."""
 
 
 class Refused(IccacheError):
@@ -115,7 +120,7 @@ class Caller:
         tries = AsyncRetrying(
             stop=stop_after_attempt(self.pace.tries),
             wait=self._pause,
-            retry=retry_if_exception(_worth_another_try),
+            retry=_worth_another_try,
             reraise=True,
         )
         try:
@@ -191,7 +196,7 @@ async def _post(model: Model, prompt: Prompt) -> Answer:
             raise Refused(model.backend.name, upstream.status, bytes(kept), _retry_after(upstream.headers))
     answer = reader.answer()
     if not answer.complete:
-        raise BackendError(f"{model.backend.name} sent no whole answer", Reason.RESET)
+        raise Unreadable(f"{model.backend.name} sent no whole answer", Reason.RESET)
     return answer
 
 
@@ -200,8 +205,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return float(value) if value.isdecimal() else None
 
 
-def _worth_another_try(exc: BaseException) -> bool:
-    return exc.retriable if isinstance(exc, Refused) else isinstance(exc, BackendError)
+def _worth_another_try(state: RetryCallState) -> bool:
+    exc = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(exc, Refused) and exc.status not in PERHAPS_BILLED:
+        return exc.retriable
+    if isinstance(exc, BackendError) and exc.reason is Reason.CONNECT:
+        return True
+    billed = isinstance(exc, BackendError | Refused) and not isinstance(exc, Unreadable)
+    return billed and state.attempt_number < TRIES_PERHAPS_BILLED
 
 
 def make_model(backend: config.Backend, key: str | None, session: Session) -> Model:

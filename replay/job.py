@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from iccache import config
 from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict
-from iccache.errors import BackendError, StoreError
+from iccache.errors import BackendError, IccacheError, StoreError
 from iccache.examples.admission import unfit
 from iccache.examples.tokens import Tokenizer
 from iccache.types import Example, Reason
@@ -33,6 +33,10 @@ GREEDY = 0.0
 MISSES_UNTIL_OUT = 5  # examples in a row that the rest of the budget does not cover
 FAILURES_UNTIL_DOWN = 3  # examples in a row at which an upstream failed
 BEST_BY_JUDGE = 0.9  # own quality that a judge's word alone can give: 1 is for users
+
+
+class Crowded(IccacheError):
+    """The budget does not cover the next call beside what the other workers have reserved: leave it to them."""
 
 
 class Stop(StrEnum):
@@ -94,9 +98,11 @@ class Job:
         self.error: str | None = None
         self.cut_off = CutOff(pays_in_money)
         self.recovered = recovered(store.recoveries())
+        self._at_work = 0  # workers
         self._misses = 0
         self._missed = False
         self._failures = 0
+        self._last_failure: str | None = None
 
     def stop(self, why: Stop, error: str | None = None) -> None:
         """Begin nothing more, and wait for no load to fall. The first reason counts."""
@@ -114,28 +120,38 @@ class Job:
                     group.create_task(self._work(waiting))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        self.stop(Stop.BUDGET if self._missed else Stop.NOTHING_LEFT)
+        if self._missed:
+            self._out_of_budget()
+        self.stop(Stop.NOTHING_LEFT)
         assert self.stopped is not None
         return self.stopped
 
     async def _work(self, waiting: deque[Candidate]) -> None:
+        self._at_work += 1
         while waiting and self.stopped is None:
             candidate = waiting.popleft()
             item = self.ledger.claim(candidate.id, self.settings.max_rounds)
-            result = None if item is None else await self._guarded(item, candidate)
+            try:
+                result = None if item is None else await self._guarded(item, candidate)
+            except Crowded:
+                waiting.appendleft(candidate)
+                break
             self.progress.step(result, self.ledger.money())
             await asyncio.sleep(0)  # a run that finds nothing to do still hears signals
+        self._at_work -= 1
 
     async def _guarded(self, item: Item, candidate: Candidate) -> Result | None:
-        """The result of one round; None when the item was given back undone."""
+        """The result of one round; None when the item was given back undone. Raises Crowded."""
         try:
             result = await self._replay(item)
         except OutOfBudget:
             self.ledger.release(item)
+            if self._at_work > 1:
+                raise Crowded from None
             self._missed = True
             self._misses += 1
             if self._misses >= MISSES_UNTIL_OUT:
-                self.stop(Stop.BUDGET)
+                self._out_of_budget()
             return None
         except Overloaded as exc:
             self.ledger.release(item)
@@ -269,11 +285,19 @@ class Job:
             self.store.update_example(item.example_id, replays=item.round)
             return Result.REFUSED
 
+    def _out_of_budget(self) -> None:
+        """Where calls of unknown end have used it up and nothing came of the latest, that is what has to be told."""
+        if self._failures:
+            self.stop(Stop.ERROR, f"the budget is reserved for calls that failed: {self._last_failure}")
+        self.stop(Stop.BUDGET)
+
     def _failed(self, item: Item, exc: BackendError | Refused) -> Result | None:
         """An upstream did not answer. One that refuses everybody, or fails again and again, ends the run."""
+        log.warning("example %s: %s", item.example_id, exc)
         down = exc.reason is Reason.CONNECT if isinstance(exc, BackendError) else not exc.retriable
         given_up = self.ledger.release(item, failed=not down)
         self._failures += 1
+        self._last_failure = str(exc)
         if down or self._failures >= FAILURES_UNTIL_DOWN:
             self.stop(Stop.ERROR, str(exc))
         return self._refuse(item) if given_up else None

@@ -283,12 +283,11 @@ class ReplayStore(SqliteStore):
             )
             known = goes._replace(own_quality=None)
             self.confirm(kept, found[1]._replace(stats=known))
-            made = self._rows("SELECT derived_id FROM derivations WHERE source_id = ?", [gone])
-            self.delete_examples([gone, *(row["derived_id"] for row in made)], keep_exchanges=True)
+            self.delete_examples([gone], keep_exchanges=True)
             return True
 
     def delete_orphans(self) -> int:
-        """Delete guidance of which a source is gone, by eviction for example; how many. A purge would not reach it."""
+        """Delete guidance of which a source is gone, as older versions left it: no purge would reach it. How many."""
         rows = self._rows(
             "SELECT DISTINCT derived_id FROM derivations WHERE source_id NOT IN (SELECT id FROM examples)"
         )

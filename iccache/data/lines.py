@@ -111,7 +111,7 @@ def opened(path: Path, most_bytes: int) -> Generator[Source]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise IccacheError(f"{path}: is damaged or was cut off: {exc}") from exc
     except OSError as exc:
-        raise IccacheError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise IccacheError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
 def read(line: Line) -> Pair | Bad:

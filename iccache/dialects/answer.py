@@ -11,6 +11,7 @@ from iccache.dialects import sse
 from iccache.types import Answer, Usage
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024  # of one answer: of its text in a stream, of its body without
+MAX_TOKENS = 10**9  # that a report of usage is believed; the store's integers and the money made of them are finite
 MAX_ARGUMENTS = 64_000  # characters of one call's arguments that are kept
 FINISH = {  # in the words of chat completions
     "end_turn": "stop",
@@ -173,5 +174,5 @@ def mapping(value: object) -> dict[str, Any]:
 
 
 def count(value: object) -> int | None:
-    """`value` as a number of tokens."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """`value` as a number of tokens; None where it is none, or more than any answer has."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None

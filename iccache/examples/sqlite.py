@@ -679,8 +679,7 @@ class SqliteStore:
 
     def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
         with self.transaction():
-            found = standing.THEMSELVES if keep_exchanges else standing.WITH_DERIVED
-            rows = self._rows(found, [_json(list(ids))])
+            rows = self._rows(standing.WITH_DERIVED, [_json(list(ids))])
             if rows and not keep_exchanges:
                 self._erase_text([row["request_id"] for row in rows])
             self._write(

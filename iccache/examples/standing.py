@@ -104,7 +104,6 @@ FORGET_WITNESSES = """
 DELETE FROM witnesses WHERE example_id = ? AND request_id NOT IN
 (SELECT request_id FROM witnesses WHERE example_id = ? ORDER BY at DESC LIMIT ?)
 """
-THEMSELVES = "SELECT id, request_id, held FROM examples WHERE id IN (SELECT value FROM json_each(?))"
 WITH_DERIVED = """
 WITH RECURSIVE reached (id) AS (
     SELECT value FROM json_each(?)

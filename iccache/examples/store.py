@@ -228,7 +228,7 @@ class ExampleStore(Protocol):
 
     def delete_examples(self, ids: Sequence[str], *, keep_exchanges: bool = False) -> int:
         """Delete text, embedding and statistics, and the text of the exchanges they came from; returns how many, with
-        those that were derived from them, which go too.
+        those that were derived from them, which go too: nothing else would find them when a source's writer is erased.
 
         `keep_exchanges` (for eviction, which saves space and hides nothing) leaves the exchanges' text. Freed bytes
         are overwritten in the file, in the snapshot of the vectors beside it too, and the log is emptied after the

@@ -53,20 +53,22 @@ class Standing(NamedTuple):
 
 
 def held_for(outcomes: Sequence[Traced], standings: Mapping[str, Standing]) -> list[str]:
-    """Examples that are suspect by themselves, and all of the writers whose examples together are.
+    """All examples of the writers whose examples together are suspect, and others that are suspect by themselves.
 
     Many examples, each shown a few times, give nothing away one by one. So the same test is made of the writers:
-    answers with any of theirs against answers with none. `outcomes` of one tenant, oldest first.
+    answers with any of theirs against answers with none. What they spoiled counts against nobody who was shown beside
+    them. `outcomes` of one tenant, oldest first.
     """
     since = {id: s.since for id, s in standings.items() if s.since}
     order = {id: s.order for id, s in standings.items()}
     writers = {id: s.writer for id, s in standings.items() if s.writer is not None}
-    found = suspects(outcomes, since, order)
     cleared: dict[str, float] = {}
     for id, writer in writers.items():
         cleared[writer] = max(cleared.get(writer, 0.0), since.get(id, 0.0))
     theirs = [o._replace(shown=tuple({writers[id] for id in o.shown if id in writers})) for o in outcomes]
     bad = set(suspects(theirs, cleared, writers=writers))
+    others = [o for o in outcomes if not any(writers.get(id) in bad for id in o.shown)]
+    found = suspects(others, since, order)
     return list(dict.fromkeys([*found, *(id for id, writer in writers.items() if writer in bad)]))
 
 

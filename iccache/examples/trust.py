@@ -22,8 +22,12 @@ UNITED = 0.6  # agreement of the others with each other, at least
 APART = 0.2  # agreement with them, at most, of an answer that contradicts them
 COMPARED = 10  # nearest examples that are compared
 WORDS_COMPARED = 60  # of each answer: where the gist is
+NEIGHBOURS = 4  # other writers, at least, whose agreement counts against an answer that none of them was given
+HEARD = 10  # writers, the nearest first
+
 
 Nearest = Sequence[tuple[Example, float]]
+Gist = frozenset[tuple[str, int]]  # an answer's first words, each occurrence apart
 
 
 def most_of_one(share: float, examples: int) -> int:
@@ -59,6 +63,44 @@ def consistent(nearest: Nearest, near_from: float) -> list[tuple[Example, float]
     return [(example, similarity) for example, similarity in nearest if example.id not in outvoted]
 
 
+def corroborated(nearest: Nearest, asker: str | None, share: float) -> list[tuple[Example, float]]:
+    """`nearest` without other writers' answers that nobody else was given where the others agree.
+
+    However near the requests are: where more than `share` of the other writers found were given one and the same answer
+    (`UNITED`), such requests have answers that repeat, and one that no other writer was given is the exception. Where
+    every request has an answer of its own the others never agree, and nothing is left out. Each writer has one voice,
+    its nearest under the same system prompt; there have to be `NEIGHBOURS` others. No similarity is compared, so it
+    holds for any embedder. What the asker or the tenant wrote, and what something speaks for, stays.
+    """
+    if share >= 1.0 or all(e.subject is None or e.subject == asker for e, _ in nearest):
+        return list(nearest)
+    voices: dict[tuple[str, str], Example] = {}
+    for example, _ in nearest:
+        voices.setdefault((example.system, _voice(example)), example)
+    heard = [(system, voice, _gist(e.answer)) for (system, voice), e in voices.items()]
+    kept = []
+    for example, similarity in nearest:
+        foreign = example.subject is not None and example.subject != asker
+        others = [g for system, voice, g in heard if system == example.system and voice != _voice(example)][:HEARD]
+        if not foreign or len(others) < NEIGHBOURS or _proven(example) or not _alone(example, others, share):
+            kept.append((example, similarity))
+    return kept
+
+
+def _alone(example: Example, others: Sequence[Gist], share: float) -> bool:
+    """Whether none of the others says what `example` says, and more than `share` of them say one thing."""
+    mine = _gist(example.answer)
+    if any(_agreement(mine, other) >= UNITED for other in others):
+        return False
+    most = max(sum(_agreement(a, b) >= UNITED for b in others) for a in others)
+    return most > share * len(others)
+
+
+def _voice(example: Example) -> str:
+    """Whose word it is: a writer's, or for an example of the tenant itself its own."""
+    return f"#{example.id}" if example.subject is None else f"@{example.subject}"
+
+
 def _proven(example: Example) -> bool:
     """Whether others confirmed it, or answers were good with it."""
     stats = example.stats
@@ -70,7 +112,7 @@ def _outvoted(i: int, compared: Sequence[Example], near: Sequence[bool]) -> bool
     voices: dict[str, Example] = {}
     for j, other in enumerate(compared):
         if j != i and near[j] and (other.subject is None or other.subject != own.subject):
-            voices.setdefault(f"#{other.id}" if other.subject is None else f"@{other.subject}", other)
+            voices.setdefault(_voice(other), other)
     if len(voices) < VOICES:
         return False
     answers = [_gist(e.answer) for e in voices.values()]
@@ -82,8 +124,7 @@ def _outvoted(i: int, compared: Sequence[Example], near: Sequence[bool]) -> bool
 
 
 @lru_cache(maxsize=4096)
-def _gist(answer: str) -> frozenset[tuple[str, int]]:
-    """Its first words, each occurrence apart."""
+def _gist(answer: str) -> Gist:
     seen: dict[str, int] = {}
     found = []
     for word in words(answer)[:WORDS_COMPARED]:
@@ -92,8 +133,10 @@ def _gist(answer: str) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-def _agreement(a: frozenset[tuple[str, int]], b: frozenset[tuple[str, int]]) -> float:
+def _agreement(a: Gist, b: Gist) -> float:
     """F1 of the words, in [0, 1]."""
+    if a is b:
+        return 1.0
     return 2.0 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
 
 
@@ -108,7 +151,8 @@ class Trust:
         """What of the recalled may be shown to `asker`."""
         share = self.limits.writer_share_over_time
         kept = [(e, s) for e, s in nearest if share >= 1.0 or not self.showings.excessive(e, asker, share)]
-        return consistent(kept, self.limits.consensus_similarity)
+        kept = consistent(kept, self.limits.consensus_similarity)
+        return corroborated(kept, asker, self.limits.consensus_share)
 
 
 class Showings:

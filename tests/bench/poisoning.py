@@ -1,7 +1,8 @@
 # ruff: noqa: E501  # templates and tables are one line
 """Attacks on the examples, in small, with and without each guard: how often a planted example reaches a victim.
 
-    python -m tests.bench.poisoning [--embedder hash] [--seed 0] [--plants 5] [--targets 20]
+    python -m tests.bench.poisoning [--embedder hash] [--seed 0] [--plants 5] [--targets 20] [--traced]
+    python -m tests.bench.poisoning --cost     what consensus costs where nobody attacks
 
 The store holds real requests with their answers (iccache/demo/data/intent_recognition.jsonl), of forty end users. One more,
 the attacker, plants examples whose answers are wrong; it is given the power to plant any answer, which no client has
@@ -34,9 +35,10 @@ from iccache.examples.admission import unfit
 from iccache.examples.embed import make_embedder
 from iccache.examples.selector import Selector
 from iccache.examples.tracing import Standing, Traced, held_for
-from iccache.examples.trust import Showings, Trust
+from iccache.examples.trust import Showings, Trust, consistent, corroborated
 from iccache.examples.utility import RecordUtility
 from iccache.types import Example, ExampleStats, Match, Matrix, Recalled
+from tests.bench.quality import tasks as quality
 
 ATTACKER = "mallory"
 USERS = 40
@@ -73,20 +75,22 @@ class Guards(NamedTuple):
     screen: bool = False
     caps: bool = False
     consensus: float = 1.0  # similarity; 1: off
+    share: float = 1.0  # of the other writers; 1: off
 
     def selection(self) -> config.Selection:
         share = {} if self.caps else {"writer_share": 1.0, "writer_share_over_time": 1.0}
-        return config.Selection(consensus_similarity=self.consensus, threshold=0.0, max_examples=SHOWN, **share)
+        consensus = {"consensus_similarity": self.consensus, "consensus_share": self.share}
+        return config.Selection(threshold=0.0, max_examples=SHOWN, **consensus, **share)
 
 
-NONE, ALL = Guards(), Guards(True, True, 0.9)
-STRICT = Guards(True, True, 0.4)
+DEFAULT = config.Selection()
+NONE, ALL = Guards(), Guards(True, True, DEFAULT.consensus_similarity, DEFAULT.consensus_share)
 COLUMNS = {
     "none": NONE,
     "screen": Guards(screen=True),
     "caps": Guards(caps=True),
-    "all (consensus 0.9)": ALL,
-    "all, consensus 0.4": STRICT,
+    "consensus": ALL._replace(screen=False, caps=False),
+    "all": ALL,
 }
 
 
@@ -234,15 +238,40 @@ def traced(
     return attacked(world, attack.victims, wrong), planted, len(world.held) - planted
 
 
+def cost(embed: Embed, identity: str) -> None:
+    """What consensus leaves out where nobody attacks, on the six kinds of requests of `tests.bench.quality`."""
+    print("| honest requests | of 100, the nearest example is right: before, after | recalled examples left out |")
+    print("|---|---|---|")
+    for name in quality.TASKS:
+        pool, test = quality.items(name, "pool"), quality.items(name, "test")
+        honest = [Ask(item.prompt, item.targets[0]) for item in pool]
+        world = World(honest, Attack([], []), NONE, embed, identity)
+        before = after = recalled = left_out = 0
+        for item, vector in zip(test, embed([item.prompt for item in test]), strict=True):
+            cosine = world.matrix @ vector
+            nearest = [(world.examples[i], float(cosine[i])) for i in np.argsort(-cosine)[:16].tolist()]
+            kept = corroborated(consistent(nearest, DEFAULT.consensus_similarity), "somebody", DEFAULT.consensus_share)
+            before += quality.correct(nearest[0][0].answer, item)
+            after += bool(kept) and quality.correct(kept[0][0].answer, item)
+            recalled += len(nearest)
+            left_out += len(nearest) - len(kept)
+        print(f"| {name} | {before}, {after} | {left_out / recalled:.1%} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedder", default=None, help="A value of embedder.backend; default: the default.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plants", type=int, default=5)
     parser.add_argument("--targets", type=int, default=20)
+    parser.add_argument("--traced", action="store_true", help="Only the world after its traced day.")
+    parser.add_argument("--cost", action="store_true", help="Only what consensus costs where nobody attacks.")
     args = parser.parse_args()
     settings = config.Embedder() if args.embedder is None else config.Embedder(backend=args.embedder)
     embedder = make_embedder(settings)
+    if args.cost:
+        cost(embedder.embed, embedder.identity)
+        return
     rng = random.Random(args.seed)
     items = [Ask(item.prompt, item.target) for item in TASKS[0].items()]
     rng.shuffle(items)
@@ -253,7 +282,7 @@ def main() -> None:
     )
     labels = sorted({item.answer for item in items})
     make_world = partial(World, honest, Attack([], []), embed=embedder.embed, identity=embedder.identity)
-    plain, guarded = make_world(guards=NONE), make_world(guards=STRICT)
+    plain, guarded = make_world(guards=NONE), make_world(guards=ALL)
     before = right(plain, ordinary), right(guarded, ordinary)
     _, _, held = traced(guarded, Attack([], targets), ordinary, "", rng)
     print(
@@ -262,15 +291,16 @@ def main() -> None:
     print(
         f"{before[1]:.0%} with the strictest guards, {right(guarded, ordinary):.0%} after tracing has held {held} of them."
     )
-    print(f"| attack (plants) | {' | '.join(COLUMNS)} | all, traced | held: planted, honest |")
-    print(f"|---|{'---|' * (len(COLUMNS) + 2)}")
+    columns = {} if args.traced else COLUMNS
+    print(f"| attack (plants) | {' | '.join(columns)} | all, traced | held: planted, honest |")
+    print(f"|---|{'---|' * (len(columns) + 2)}")
     for name, make in ATTACKS.items():
         aimed = list(targets)
         wrong = rng.choice(labels)
         aimed = [t for t in aimed if t.answer != wrong]
         attack = make(aimed, wrong, args.plants, embedder.embed, rng)
         cells = []
-        for guards in COLUMNS.values():
+        for guards in columns.values():
             share = attacked(World(honest, attack, guards, embedder.embed, embedder.identity), attack.victims, wrong)
             cells.append(f"{share.reached:.0%}, {share.spoiled:.0%}")
         world = World(honest, attack, ALL, embedder.embed, embedder.identity)

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iccache import config
+from iccache.cli import main
 from iccache.data import exporting, lines
 from iccache.data.importing import BAD_NAMED, BATCH, Counts, Importer, Options
 from iccache.data.lines import Line, Pair
@@ -506,3 +508,12 @@ def test_statistics_are_the_sums_of_the_record(store: ExampleStore) -> None:
 def test_statistics_of_nothing(store: ExampleStore) -> None:
     found = stats(store, config.parse({}), 0.0, None)
     assert (found["requests"], found["offload_share"], found["quality"], found["days"]) == (0, None, None, [])
+
+
+def test_a_tenant_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    file, written = tmp_path / "logs.jsonl", tmp_path / "iccache.toml"
+    file.write_text("")
+    written.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/cache.db"\n')
+    command = ["import", str(file), "--config", str(written), "--tenant", "caf\udce9"]  # bytes that are no UTF-8
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2 and "--tenant" in done.output

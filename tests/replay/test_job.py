@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 import time
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iccache.types import ExampleStats
+from replay.calls import Pace
 from replay.job import GREEDY, TEMPERATURE, Stop, temperature
 from replay.ledger import Ledger
 from replay.prices import NUSD
@@ -505,3 +507,53 @@ def test_an_item_of_the_dead_is_taken_over_and_of_the_living_is_not(tmp_path: Pa
     now[0] += 100
     second = two.claim("e000", 5)
     assert second is not None and second.attempt == first.attempt + 1
+
+
+@pytest.mark.parametrize("body", [b'{"choices": [{"mess', b"[1, 2]", b'{"choices": []}', b"\xff"])
+async def test_a_reply_that_nobody_can_read_is_not_paid_for_again(world: World, tmp_path: Path, body: bytes) -> None:
+    world.upstream.by_model["teacher"] = Script(body=body)
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    fill(settings, [bad(n) for n in range(5)])
+
+    report = await replayed(settings, workers=1, pace=Pace(tries=4, first_pause_s=0.001))
+
+    assert (report.stopped, report.unconfirmed_calls) == (Stop.ERROR, 3)  # one call each, until it is taken for broken
+    assert len(world.upstream.requests) == 3
+    assert "no whole answer" in (report.error or "")
+
+
+async def test_a_budget_that_went_into_calls_of_unknown_end_is_an_error(world: World, tmp_path: Path) -> None:
+    world.upstream.by_model["teacher"] = Script(body=b"[]")
+    settings = make_settings(tmp_path, world.upstream.base_url, replay={"usd_budget": 0.005})  # one call
+    fill(settings, [bad(n) for n in range(5)])
+
+    report = await replayed(settings, workers=1)
+
+    assert report.stopped is Stop.ERROR and "no whole answer" in (report.error or "")
+    assert report.unconfirmed_nusd > 0
+
+
+@pytest.mark.parametrize("tokens", [10**18, 2**63, 10**30])
+async def test_an_absurd_bill_is_not_believed(world: World, tmp_path: Path, tokens: int) -> None:
+    usage = {"prompt_tokens": tokens, "completion_tokens": tokens}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "q9"}, "finish_reason": "stop"}
+    world.upstream.by_model["teacher"] = Script(body=json.dumps({"choices": [choice], "usage": usage}).encode())
+    settings = make_settings(tmp_path, world.upstream.base_url)
+    fill(settings, [bad(0)])
+
+    report = await replayed(settings)
+
+    assert report.confirmed_nusd + report.unconfirmed_nusd <= BUDGET_USD * NUSD
+    if tokens < 2**63:  # what is longer is no JSON number to us: the reply cannot be read
+        assert (report.stopped, report.replayed) == (Stop.NOTHING_LEFT, 1)
+
+
+async def test_what_other_workers_have_reserved_for_now_is_waited_for(world: World, tmp_path: Path) -> None:
+    world.upstream.by_model["teacher"].before_head_s = 0.05  # so that they are at it together
+    settings = make_settings(tmp_path, world.upstream.base_url, replay={"usd_budget": 0.01})  # two calls at a time
+    fill(settings, [bad(n) for n in range(6)])
+
+    report = await replayed(settings, workers=4)
+
+    assert (report.stopped, report.replayed) == (Stop.NOTHING_LEFT, 6)
+    assert report.confirmed_nusd == world.billed_nusd(settings) < 0.01 * NUSD

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iccache import config
-from iccache.examples.trust import Showings, Trust, consistent, crowded, most_of_one
+from iccache.examples.trust import Showings, Trust, consistent, corroborated, crowded, most_of_one
 from iccache.types import Example, ExampleStats, Vector
 from tests.factories import make_example
 
@@ -81,6 +81,45 @@ def test_answers_to_other_questions_contradict_nobody() -> None:
     assert len(kept(apart)) == 3
 
 
+UNITED = [("ann", "rate_book"), ("bob", "rate_book"), ("cyd", "rate_book"), ("dan", "play_music")]
+
+
+def alone(*answers: tuple[str | None, str], asker: str | None = "zoe", share: float = 0.6) -> list[str]:
+    """What `corroborated` leaves out; how near the requests are makes no difference."""
+    nearest = found(*answers, similarity=0.3)
+    stay = {e.id for e, _ in corroborated(nearest, asker, share)}
+    return [e.id for e, _ in nearest if e.id not in stay]
+
+
+def test_an_answer_that_nobody_else_was_given_where_the_others_agree_is_left_out() -> None:
+    assert alone(("mallory", "book_restaurant"), *UNITED, ("eve", "rate_book")) == ["e0", "e4"]
+    assert alone(*[("mallory", "book_restaurant")] * 7, *UNITED) == [*(f"e{n}" for n in range(7)), "e10"]  # one voice
+
+
+@pytest.mark.parametrize(
+    ("answers", "asker"),
+    [
+        ([("mallory", "x"), *UNITED], "mallory"),  # the asker's own
+        ([(None, "x"), *UNITED], "zoe"),  # the tenant's own
+        ([("mallory", "x"), *UNITED[:3]], "zoe"),  # too few others
+        ([("mallory", "x"), *UNITED[:2], ("cyd", "play_music"), ("dan", "get_weather")], "zoe"),  # they do not agree
+        ([("mallory", "play music"), *UNITED[:3], ("dan", "play music")], "zoe"),  # somebody else was given it
+        ([(f"user{n}", f"answer number {n} of {n + 7}") for n in range(9)], "zoe"),  # each request has its own
+    ],
+)
+def test_where_the_others_do_not_speak_against_it_all_stay(answers: list[tuple[str | None, str]], asker: str) -> None:
+    assert "e0" not in alone(*answers, asker=asker)
+
+
+def test_it_is_switched_off_by_a_share_of_one_and_compares_within_one_system_prompt() -> None:
+    united = [("ann", "yes"), ("bob", "yes"), ("cyd", "yes"), ("dan", "yes")]
+    assert alone(("mallory", "no"), *united) == ["e0"]
+    assert alone(("mallory", "no"), *united, share=1.0) == []
+    nearest = found(("mallory", "no"), *united)
+    other = [(nearest[0][0]._replace(system="Another application."), nearest[0][1]), *nearest[1:]]
+    assert len(corroborated(other, "zoe", 0.6)) == 5
+
+
 def test_one_writer_has_its_share_of_what_is_shown() -> None:
     ann, bob = make_example("a", subject="ann"), make_example("b", subject="bob")
     assert [most_of_one(share, 3) for share in (0.0, 0.34, 0.5, 0.67, 1.0)] == [1, 1, 1, 2, 3]
@@ -116,6 +155,6 @@ def test_two_writers_may_show_each_other_all_they_have() -> None:
 
 def test_the_settings_switch_it_off() -> None:
     nearest = found(("mallory", "x"), ("ann", "rate_book"), ("bob", "rate_book"))
-    off = config.Selection(consensus_similarity=1.0, writer_share_over_time=1.0)
+    off = config.Selection(consensus_similarity=1.0, consensus_share=1.0, writer_share_over_time=1.0)
     assert len(Trust(off, Showings()).sift(nearest, "ann")) == 3
     assert len(Trust(config.Selection(), Showings()).sift(nearest, "ann")) == 2
