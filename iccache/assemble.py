@@ -21,6 +21,7 @@ from iccache.backends.fleet import Fleet, Member
 from iccache.backends.judge import Verdict
 from iccache.backends.retry import Retries
 from iccache.errors import ConfigError, IccacheError, StoreError
+from iccache.examples.at_hand import AtHand
 from iccache.examples.embed import make_embedder
 from iccache.examples.redact import Redactor
 from iccache.examples.retriever import Retriever
@@ -149,7 +150,7 @@ class Proxy:
         ttl_s = self.settings.cache.ttl_days * 86400
         embedder = make_embedder(self.settings.embedder)
         self.snapshots = Snapshots(self.store.reader, embedder.identity, embedder.dim, file_of(self.settings.store.url))
-        return Retriever(self.store, embedder, ttl_s=ttl_s, snapshots=self.snapshots)
+        return Retriever(self.store, embedder, ttl_s=ttl_s, snapshots=self.snapshots, at_hand=AtHand())
 
     def _selector(self) -> Selector:
         return Selector(self.utility, self.settings.selection)

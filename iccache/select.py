@@ -18,8 +18,10 @@ from iccache.examples.selector import Selection, Selector, example_tokens
 from iccache.examples.shared import ExampleReader, SharedSets
 from iccache.examples.showing import Offer
 from iccache.examples.tokens import Tokenizer, count_prompt
+from iccache.examples.traits import application
 from iccache.examples.trust import Showings, Trust
-from iccache.examples.ways import Local, Prior, Shown, Way, Ways, application
+from iccache.examples.utility import Rows, candidate_rows
+from iccache.examples.ways import Local, Prior, Shown, Way, Ways
 from iccache.metrics import Metrics
 from iccache.plan import Plan
 from iccache.price import expected
@@ -122,6 +124,7 @@ class Select:
 
     def learn(self, exchange: Exchange, ways: Ways | None = None) -> None:
         """An exchange was scored, or its score changed. In the thread that owns the index."""
+        self.retriever.at_hand.forget_exchange(exchange.request_id, exchange.shown)
         taken, ways = exchange.extra.get("way"), ways or self.ways
         if taken is None or exchange.quality is None or not exchange.task:
             return
@@ -151,12 +154,28 @@ class Select:
 
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()
-        known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job))
+        known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job)) or self._at_once(job, started)
         if known is None:
             return await self.thread(job)
+        found = self.clock()
         selected = self._ranked(job, known)
-        self.metrics.stage_seconds.labels("rank").observe(self.clock() - started)
+        self.metrics.stage_seconds.labels("rank").observe(self.clock() - found)
         return selected
+
+    def _at_once(self, job: Job, started: float) -> Recalled | None:
+        """Embed and recall here and now, where that takes less than changing to the thread and back; else None."""
+        if not self.thread.busy.acquire(blocking=False):
+            return None
+        try:
+            query = Query(job.tenant, job.ask.task, self._wanted(job))
+            state = self.recalls.state
+            recalled = self.retriever.recall_at_hand(query, job.now)
+        finally:
+            self.thread.busy.release()
+        if recalled is not None:
+            self.recalls.put(state, query, recalled)
+            self.metrics.stage_seconds.labels("recall").observe(self.clock() - started)
+        return recalled
 
     def changed(self) -> None:
         """The store has changed: what was recalled before may not be what is nearest, or may be gone."""
@@ -165,6 +184,7 @@ class Select:
     def current(self) -> None:
         """All changes of the store that there are have been applied just now."""
         self.recalls.confirm()
+        self.retriever.at_hand.confirm()
 
     def run(self, jobs: list[Job]) -> list[Selected]:
         """One batch, in the thread that owns the index."""
@@ -193,7 +213,8 @@ class Select:
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
         recalled = recalled._replace(nearest=[(e, s) for e, s in recalled.nearest if fits(e, job.ask)])
         recalled = recalled._replace(nearest=self.trust.sift(recalled.nearest, job.ask.subject))
-        students = {student.name: self._for(student, job, recalled) for student in job.students}
+        rows = candidate_rows(recalled.nearest, request=job.ask.task, system=job.ask.system, now=job.now)
+        students = {student.name: self._for(student, job, recalled, rows) for student in job.students}
         self._note_showings(job, students)
         return Selected(
             recalled.embedding,
@@ -206,11 +227,11 @@ class Select:
         for showing_ in showings.values():
             self.showings.add(job.tenant, job.ask.subject, [m.example for m in showing_.shown])
 
-    def _for(self, student: config.Backend, job: Job, recalled: Recalled) -> Showing:
+    def _for(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows) -> Showing:
         """Put the request's own examples and the shared set beside nothing, and take one of the three."""
         ask = job.ask
         local = self.ways.near(job.tenant, student.name, recalled.embedding, ask.system)
-        own = self._own(student, job, recalled, local)
+        own = self._own(student, job, recalled, rows, local)
         offers = {Way.NONE: showing.NOTHING}
         seen: dict[Way, Shown] = {}
         if own.shown:
@@ -231,7 +252,7 @@ class Select:
         known = {m.example.id for m in own.considered}
         return Showing(shown, own.considered + tuple(m for m in others if m.example.id not in known), taken)
 
-    def _own(self, student: config.Backend, job: Job, recalled: Recalled, local: Local) -> Selection:
+    def _own(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows, local: Local) -> Selection:
         return self.selector.select(
             recalled,
             student_window_tokens=student.context_window_tokens,
@@ -244,6 +265,7 @@ class Select:
             student=student.name,
             local=local.gain,
             asker=job.ask.subject,
+            rows=rows,
         )
 
     def _shared(self, student: config.Backend, job: Job, recalled: Recalled) -> tuple[Match, ...]:

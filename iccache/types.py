@@ -63,9 +63,7 @@ class Hold(StrEnum):
     SUSPECT = "suspect"  # answers got worse since it is shown, or what it was made from is suspect
 
 
-class Example(NamedTuple):
-    """A past exchange kept for showing."""
-
+class _Example(NamedTuple):
     id: str
     tenant: str
     subject: str | None
@@ -81,6 +79,10 @@ class Example(NamedTuple):
     tokens: int  # of request and answer together
     stats: ExampleStats
     held: Hold | None = None  # why it is not shown; None: it may be
+
+
+class Example(_Example):
+    """A past exchange kept for showing. What is worked out from it stays with it: see `examples.traits`."""
 
 
 class ExampleStats(NamedTuple):

@@ -15,7 +15,8 @@ from iccache.examples.shared import SETS_STATE, SetOf, build_set, centre_of, clu
 from iccache.examples.showing import price_of
 from iccache.examples.store import ExampleStore
 from iccache.examples.training import Scored, calibration, fit
-from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Way, application
+from iccache.examples.traits import application
+from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Way
 from iccache.price import cost, price
 from iccache.types import Example, Exchange
 from replay.threshold import Shown, Threshold, choose

@@ -28,14 +28,16 @@ class Batcher(Generic[T, R]):
 
     Jobs are begun in the order they came. An exception reaches those of its batch and nobody else; who stopped
     waiting before the work began is skipped. What `fn` uses may belong to that thread: make it there, with `run`.
+    `busy` is held while it works: who has got hold of it has that to himself meanwhile.
     """
 
     def __init__(self, fn: Callable[[list[T]], Sequence[R]], max_batch: int, name: str) -> None:
         self.fn = fn
         self.max_batch = max_batch
         self.name = name
+        self.busy = threading.Lock()
         self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()  # guards the two above and below
+        self._changed = threading.Condition()  # guards the one above and the one below
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -68,7 +70,9 @@ class Batcher(Generic[T, R]):
 
     def _work(self) -> None:
         while batch := self._next():
-            _deliver(batch, *self._do(batch))
+            with self.busy:
+                done = self._do(batch)
+            _deliver(batch, *done)
 
     def _next(self) -> list[_Job]:
         """Waits for work: one call, or items up to the next call. Empty at the end."""

@@ -16,9 +16,9 @@ def fits(example: Example, ask: Ask) -> bool:
     """
     if any(stop in example.answer for stop in ask.stop):
         return False
-    same = same_system(example.system, ask.system)
     if ask.form is None:
-        return same or not _looks_like_json(example.answer)
+        return not _looks_like_json(example.answer) or same_system(example.system, ask.system)
+    same = same_system(example.system, ask.system)
     keys = _keys(example.answer)
     if not same or keys is None:
         return False

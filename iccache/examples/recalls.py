@@ -10,12 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from iccache.examples.at_hand import CONFIRMED_FOR_S
 from iccache.types import Query, Recalled
 
 KEPT = 2000  # texts; each refers to as many examples as are recalled
 LONGEST_CHARS = 8_000  # of a text that is remembered
 LONGEST_S = 60.0  # that a text is remembered: examples age, and some grow too old to be recalled
-CONFIRMED_FOR_S = 0.8  # a deletion elsewhere counts within a second: who cannot see changes must not remember longer
 
 
 class _Found(NamedTuple):

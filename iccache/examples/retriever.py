@@ -1,7 +1,7 @@
 """The nearest examples of a request's own tenant.
 
 The store is the truth. The indexes only say where to look: whatever they name is read from the store before it
-is used, so what was deleted there cannot appear, however late the news of it comes.
+is used, or was read lately and has not changed since (see `at_hand`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 
 from iccache.errors import IccacheError
+from iccache.examples.at_hand import AtHand
 from iccache.examples.catalogue import BLOCK, Catalogue
 from iccache.examples.embed import Embedder
 from iccache.examples.index import VectorIndex
@@ -24,6 +25,8 @@ from iccache.types import Change, Example, Matrix, Query, Recalled, Vector
 log = logging.getLogger(__name__)
 
 CHANGES_AT_ONCE = 100  # applied to a catalogue that is to be taken over: a few milliseconds
+QUICK_CHARS = 2000  # of a text that is embedded and looked for without changing threads, where its embedder is quick
+QUICK_SEARCH = 50_000  # examples: among more, a search may wait for the disk
 WAIT_FOR_FIRST = 50_000  # examples: with more, and no snapshot, a process waits for one before it takes requests
 
 
@@ -38,13 +41,18 @@ class Retriever:
         ttl_s: float = 0.0,
         snapshots: Snapshots | None = None,
         make_index: Callable[[int], VectorIndex] = FlatIndex,
+        at_hand: AtHand | None = None,
     ) -> None:
-        """`ttl_s`: older examples are not recalled; 0: no end. Without `snapshots`, all are compared with all."""
+        """`ttl_s`: older examples are not recalled; 0: no end. Without `snapshots`, all are compared with all.
+
+        `at_hand`: examples read lately; None: every one is read from the store each time.
+        """
         self.store = store
         self.embedder = embedder
         self.ttl_s = ttl_s
         self.snapshots = snapshots
         self.make_index = make_index
+        self.at_hand = AtHand(capacity=0) if at_hand is None else at_hand
         self.catalogue = self._empty()
         self.loaded_at = 0  # changes up to this one are in the catalogue
         self._next: Catalogue | None = None  # made meanwhile; not yet up to date
@@ -60,6 +68,7 @@ class Retriever:
         From the snapshot, or where there is none that fits, from the embeddings in the store. Where these are many, a
         process that has just begun waits for a new snapshot, and one that has long served goes on as before meanwhile.
         """
+        self.at_hand.clear()
         if self.snapshots is None:
             self.catalogue = self._read_all()
             return
@@ -89,6 +98,7 @@ class Retriever:
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Follow the store: index what was added or replaced, forget what was deleted."""
+        self.at_hand.forget(change.key for change in changes)
         apply(self.catalogue, [change for change in changes if change.seq > self.loaded_at], self.store)
 
     def embed(self, texts: Sequence[str]) -> Matrix:
@@ -108,6 +118,18 @@ class Retriever:
         while open:
             open = self._round(open, now)
         return [Recalled(search.vector, search.found) for search in wanted]
+
+    def recall_at_hand(self, query: Query, now: float) -> Recalled | None:
+        """As `recall`, where that takes neither the store nor long; else None."""
+        if not self.embedder.quick or len(query.text) > QUICK_CHARS or len(self.catalogue) > QUICK_SEARCH:
+            return None
+        search = _Search(query, self.embed([query.text])[0], None)
+        hit = self._search(search) if query.k else []
+        examples = self.at_hand.get(hit)
+        if len(examples) < len(hit) or len(self._usable(examples.values(), now)) < len(hit):
+            return None
+        search.take(examples.values())
+        return Recalled(search.vector, search.found)
 
     def stale(self) -> list[str]:
         """Examples embedded by another model: they cannot be found until they are embedded anew."""
@@ -133,10 +155,8 @@ class Retriever:
         """
         hits = [self._search(search) for search in searches]
         ids = {id: None for hit in hits for id in hit}
-        examples = {example.id: example for example in self.store.examples(list(ids))}
-        usable = {
-            e.id for e in examples.values() if e.held is None and self.catalogue.comparable(e) and not self._old(e, now)
-        }
+        examples = self._examples(ids)
+        usable = self._usable(examples.values(), now)
         for id in ids:
             if id not in usable:
                 self.catalogue.forget(id)
@@ -147,6 +167,19 @@ class Retriever:
                 search.reach *= 2
                 short.append(search)
         return short
+
+    def _examples(self, ids: Iterable[str]) -> dict[str, Example]:
+        """Those of `ids` that exist."""
+        examples = self.at_hand.get(ids)
+        missing = [id for id in ids if id not in examples]
+        if missing:
+            read = self.store.examples(missing)
+            self.at_hand.put(read)
+            examples.update((example.id, example) for example in read)
+        return examples
+
+    def _usable(self, examples: Iterable[Example], now: float) -> set[str]:
+        return {e.id for e in examples if e.held is None and self.catalogue.comparable(e) and not self._old(e, now)}
 
     def _search(self, search: _Search) -> list[str]:
         return self.catalogue.search(search.query.tenant, search.vector, search.reach)

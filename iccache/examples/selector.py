@@ -91,14 +91,17 @@ class Selector:
         student: str | None = None,
         local: float = 0.0,
         asker: str | None = None,
+        rows: Rows | None = None,
     ) -> Selection:
         """The examples to show `student` for a `request` asked under `system`; `local` as in `rank`.
 
         Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
         that does not fit makes room for the next. Of one end user other than the `asker`, at most `writer_share`.
+        `rows`: what `candidate_rows` gave for the recalled, where that is known: it is the same for every student.
         """
-        rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
+        if rows is None:
+            rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
         considered = self._ranked(recalled, rows, student, local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from iccache.examples.traits import application, overlap, traits, words
 from iccache.examples.ways import ALONE, Prior
 from iccache.types import Example
 
@@ -28,7 +28,6 @@ NAMES = (
     "overlap",  # share of the words of both requests that they have in common, in [0, 1]
     "vote",  # share of the candidates that have the same answer, the nearer counting for more, in (0, 1]: see `votes`
 )
-WORDS_FROM = 2000  # characters of a text that are compared word by word
 VOTE_SCALE = 0.125  # difference in cosine over which a candidate's say falls to 1/e
 OTHER_SYSTEM_LOSS = 0.15
 USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
@@ -41,21 +40,31 @@ def candidate_rows(
     nearest: Sequence[tuple[Example, float]], *, request: str, system: str, now: float
 ) -> NDArray[np.float64]:
     """(n, len(NAMES)): what is known of showing each candidate, with its cosine, for `request` asked under `system`."""
-    asked = words(request)
-    vote = votes([similarity for _, similarity in nearest], [plain(example.answer) for example, _ in nearest])
-    return np.array(
-        [
-            [
-                *candidate_features(example, similarity, system=system, now=now),
-                overlap(asked, words(example.request)),
-                share,
-            ]
-            for (example, similarity), share in zip(nearest, vote, strict=True)
-        ]
-    ).reshape(len(nearest), len(NAMES))
+    asked, under = words(request), application(system)
+    known = [traits(example) for example, _ in nearest]
+    vote = votes([similarity for _, similarity in nearest], [each.answer for each in known])
+    rows = [
+        (
+            similarity,
+            float(each.application == under),
+            stats.credit,
+            stats.credited_quality,
+            0.5 if stats.own_quality is None else stats.own_quality,
+            float(stats.own_quality is not None),
+            math.log1p(stats.uses),
+            math.log1p(max(now - example.at, 0.0) / 86_400),
+            each.request_length,
+            each.answer_length,
+            overlap(asked, each.words),
+            share,
+        )
+        for (example, similarity), each, share in zip(nearest, known, vote, strict=True)
+        for stats in (example.stats,)
+    ]
+    return np.array(rows).reshape(len(nearest), len(NAMES))
 
 
-def votes(similarities: Sequence[float], answers: Sequence[str]) -> list[float]:
+def votes(similarities: Sequence[float], answers: Sequence[Hashable]) -> list[float]:
     """For each candidate the share of all candidates that have its answer, itself among them, each weighted by
     exp(similarity / VOTE_SCALE): k nearest neighbours, voting.
 
@@ -63,54 +72,18 @@ def votes(similarities: Sequence[float], answers: Sequence[str]) -> list[float]:
     """
     if not answers:
         return []
-    near = np.array(similarities)
-    weights = np.exp((near - near.max()) / VOTE_SCALE)
+    most = max(similarities)
+    weights = [math.exp((similarity - most) / VOTE_SCALE) for similarity in similarities]
+    total = sum(weights)
     shares = dict.fromkeys(answers, 0.0)
-    for answer, weight in zip(answers, (weights / weights.sum()).tolist(), strict=True):
-        shares[answer] += weight
+    for answer, weight in zip(answers, weights, strict=True):
+        shares[answer] += weight / total
     return [shares[answer] for answer in answers]
-
-
-def candidate_features(example: Example, similarity: float, *, system: str, now: float) -> list[float]:
-    """The first features, those that follow from one example alone."""
-    stats = example.stats
-    known = stats.own_quality is not None
-    return [
-        similarity,
-        float(same_system(example.system, system)),
-        stats.credit,
-        stats.credited_quality,
-        stats.own_quality if stats.own_quality is not None else 0.5,
-        float(known),
-        math.log1p(stats.uses),
-        math.log1p(max(now - example.at, 0.0) / 86_400),
-        math.log1p(len(example.request)),
-        math.log1p(len(example.answer)),
-    ]
-
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> frozenset[str]:
-    """The different words of a text."""
-    return frozenset(_WORD.findall(text[:WORDS_FROM].lower()))
-
-
-def overlap(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard's index, in [0, 1]."""
-    common = len(a & b)
-    return common / (len(a) + len(b) - common) if common else 0.0
-
-
-def plain(answer: str) -> str:
-    """An answer as it is compared with others."""
-    return " ".join(answer[:WORDS_FROM].lower().split())
 
 
 def same_system(a: str, b: str) -> bool:
     """Whether two system prompts are the same but for space."""
-    return a == b or a.split() == b.split()
+    return a == b or application(a) == application(b)
 
 
 class UtilityModel(Protocol):

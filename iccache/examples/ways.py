@@ -17,7 +17,6 @@ residuals r_w and noise NOISE gives the posterior in closed form (a Gaussian ran
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -26,6 +25,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from iccache.examples.traits import application
 from iccache.types import Vector
 
 PRIOR_STATE = "ways"  # under which the store keeps what `Prior.state` gives
@@ -288,10 +288,14 @@ class Ways:
 
 
 def posterior(n: Floats, r: Floats) -> tuple[Floats, Floats]:
-    """Mean (k,) and covariance (k, k) of what the prior is off by. `n`, `r` (k,) as in `Evidence.near`."""
-    k = len(n)
-    precision = np.linalg.inv(COMMON * np.ones((k, k)) + APART * np.eye(k)) + np.diag(n) / NOISE
-    covariance = np.asarray(np.linalg.inv(precision), np.float64)
+    """Mean (k,) and covariance (k, k) of what the prior is off by. `n`, `r` (k,) as in `Evidence.near`.
+
+    (COMMON 1 1' + APART I)^-1 is (I - c 1 1') / APART with c = COMMON / (APART + k COMMON), so P is D - c / APART 1 1'
+    with D diagonal, and by Sherman and Morrison (1950) P^-1 is D^-1 and a multiple of D^-1 1 1' D^-1.
+    """
+    common = COMMON / (APART + len(n) * COMMON) / APART
+    alone = 1.0 / (1.0 / APART + n / NOISE)
+    covariance: Floats = np.diag(alone) + (common / (1.0 - common * alone.sum())) * np.outer(alone, alone)
     mean: Floats = covariance @ (r / NOISE)
     return mean, covariance
 
@@ -299,20 +303,12 @@ def posterior(n: Floats, r: Floats) -> tuple[Floats, Floats]:
 def _apart(covariance: Floats) -> Floats:
     """(k,): standard deviation of each component less the mean of all: what they have in common decides nothing."""
     k = len(covariance)
-    centre = np.eye(k) - np.ones((k, k)) / k
-    variance: Floats = np.diag(centre @ covariance @ centre)
+    rows = covariance.sum(axis=1)
+    variance: Floats = covariance.diagonal() - (2 / k) * rows + rows.sum() / k**2
     return np.sqrt(np.maximum(variance, 0.0))
 
 
 NOTHING_KNOWN = Local(np.zeros(len(WAYS)), _apart(posterior(np.zeros(len(WAYS)), np.zeros(len(WAYS)))[1]), 0.0)
-
-
-def application(system: str) -> int:
-    """A number that names the system prompt, whatever its spacing; 0 where there is none."""
-    text = " ".join(system.split())
-    if not text:
-        return 0
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") | 1
 
 
 # Until replay has trained on the tenant's own traffic. Overlap and vote as `make bench-quality` found them on six

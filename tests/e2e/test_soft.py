@@ -77,7 +77,7 @@ async def test_features_that_cannot_be_computed(w: World, monkeypatch: pytest.Mo
 
 
 async def test_a_pinned_student_stays_pinned_without_examples(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(w.proxy.select.retriever, "recall", raising(IndexError("faiss")))
+    monkeypatch.setattr(w.proxy.select.retriever, "_search", raising(IndexError("faiss")))
     answered = await w.ask(QUESTION, "small")
     assert (answered.status, answered.header("backend"), answered.header("examples")) == (200, "small", "0")
     assert answered.header("reason") == "decision_failed"
@@ -121,6 +121,7 @@ async def test_a_slow_selector_and_a_stream(tmp_path: Path) -> None:
             return selected(jobs)
 
         w.proxy.select.thread.fn = slow
+        w.proxy.select.retriever.embedder.quick = False
         answered = await w.ask(QUESTION, stream=True)
         assert (answered.status, answered.header("backend")) == (200, "large")
         assert (answered.header("decision"), answered.header("reason")) == ("bypass", "decision_timeout")

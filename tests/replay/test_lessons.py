@@ -11,7 +11,8 @@ from iccache.examples.selector import THRESHOLD_STATE, restored_threshold
 from iccache.examples.shared import SETS_STATE, SharedSets, unpack
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.training import Scored, calibration, fit
-from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Shown, Way, application, features
+from iccache.examples.traits import application
+from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Shown, Way, features
 from iccache.types import Considered, ExampleStats, Feedback, Taken, Usage
 from replay import lessons
 from tests.factories import AT, make_example, make_exchange

@@ -19,6 +19,7 @@ class CachedEmbedder:
         self.inner = inner
         self.identity = inner.identity
         self.dim = inner.dim
+        self.quick = inner.quick
         self.entries = entries
         self._known: OrderedDict[bytes, Vector] = OrderedDict()
 

@@ -22,6 +22,7 @@ class Embedder(Protocol):
 
     identity: str  # changes when the model's files do
     dim: int
+    quick: bool  # a short text takes well below a millisecond, and nothing is waited for
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         """(n, dim) float32, rows of unit norm, in the order of `texts`. Takes any text: empty, huge, malformed."""

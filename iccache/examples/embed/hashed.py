@@ -19,6 +19,8 @@ class HashEmbedder:
     Texts that share words lie near each other, rarer (longer) words counting more. It knows no synonyms.
     """
 
+    quick = True
+
     def __init__(self, dim: int = 384) -> None:
         self.dim = dim
         self.identity = f"hash-1:{dim}"

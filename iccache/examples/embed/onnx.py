@@ -33,6 +33,8 @@ OPSET = 17
 class OnnxEmbedder:
     """A model from a folder as `export` writes it. Texts go one by one: int8's scales follow what runs together."""
 
+    quick = False
+
     def __init__(self, folder: Path | None = None, precision: Precision = "int8", threads: int = 1) -> None:
         """`folder` None: the packaged model, exported on first use. Raises ConfigError."""
         source = packaged_folder() if folder is None else folder

@@ -29,6 +29,8 @@ class RemoteEmbedder:
     The model is known by its address and name. What is behind them may change unseen; a new name is a new model.
     """
 
+    quick = False
+
     def __init__(
         self,
         base_url: str,

@@ -24,6 +24,8 @@ class SentenceTransformerEmbedder:
     document repeated in front of every question must not make all questions look the same.
     """
 
+    quick = False
+
     def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
         """`folder` None: the packaged all-MiniLM-L6-v2. Raises ConfigError when there is no model in `folder`."""
         self.folder = packaged_folder() if folder is None else folder

@@ -49,6 +49,8 @@ class StaticEmbedder:
     of its hash: what is spelled alike lies near, and nothing is known of its meaning.
     """
 
+    quick = True
+
     def __init__(self, folder: Path | None = None) -> None:
         """`folder` None: the packaged table; else one of ours, of model2vec or sentence-transformers' StaticEmbedding.
 

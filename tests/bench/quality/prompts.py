@@ -14,7 +14,8 @@ import numpy as np
 from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
 from iccache.examples.shared import build_set
-from iccache.examples.utility import LearnedUtility, candidate_rows, overlap, plain, votes, words
+from iccache.examples.traits import overlap, plain, words
+from iccache.examples.utility import LearnedUtility, candidate_rows, votes
 from iccache.examples.ways import Prior, Shown
 from iccache.types import Example, ExampleStats, Matrix, Shot, Vector
 from tests.bench.quality.answers import DATA

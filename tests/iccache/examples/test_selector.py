@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iccache.config import Selection as Limits
 from iccache.examples.selector import PAIR_TOKENS, Selection, Selector, example_tokens
-from iccache.examples.utility import RecordUtility, Rows
+from iccache.examples.utility import RecordUtility, Rows, candidate_rows
 from iccache.types import Example, ExampleStats, Recalled, Vector
 
 NOW = 1_000_000.0
@@ -234,3 +234,9 @@ def test_every_limit_holds(rows: Any, limits: Limits, cap: int | None, window: i
     assert not selection.shown or request + selection.tokens + 100 <= window
     assert all(u >= selector.threshold for u in chosen)
     assert len({m.example.request for m in selection.shown}) == len(chosen)
+
+
+def test_what_is_known_of_the_candidates_is_taken_where_it_is_given() -> None:
+    rows = candidate_rows(FIVE.nearest, request="request 4", system="", now=NOW)
+    assert select(FIVE, request="another", rows=rows).seen == select(FIVE, request="request 4").seen
+    assert select(FIVE, request="another").seen != select(FIVE, request="request 4").seen

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iccache.examples.shared import LONGEST_TOKENS, SetOf, SharedSets, build_set, pack, unpack
-from iccache.examples.ways import application
+from iccache.examples.traits import application
 from iccache.types import Change, ChangeKind, Example, ExampleStats, Vector
 from tests.factories import make_example
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from iccache.examples import ways as module
 from iccache.examples.showing import NOTHING, Offer, draw, price_of, probabilities
+from iccache.examples.traits import application
 from iccache.examples.ways import (
     APART,
     COMMON,
@@ -20,7 +21,6 @@ from iccache.examples.ways import (
     Shown,
     Way,
     Ways,
-    application,
     features,
     posterior,
 )

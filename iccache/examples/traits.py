@@ -1,0 +1,64 @@
+"""What ranking reads of an example's text, worked out once: an example that is recalled often is asked often."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from iccache.types import Example
+
+WORDS_FROM = 2000  # characters of a text that are compared word by word
+_WORD = re.compile(r"\w+")
+
+
+class Traits(NamedTuple):
+    """Follows from one example alone."""
+
+    words: frozenset[str]  # of its request
+    answer: int  # equal where answers are, but for case and space
+    application: int  # its system prompt, as `application` names it
+    request_length: float  # log(1 + characters)
+    answer_length: float  # log(1 + characters)
+
+
+def traits(example: Example) -> Traits:
+    """Kept with the example, and gone with it."""
+    kept = example.__dict__
+    known: Traits | None = kept.get("traits")
+    if known is None:
+        known = kept["traits"] = Traits(
+            words(example.request),
+            hash(plain(example.answer)),
+            application(example.system),
+            math.log1p(len(example.request)),
+            math.log1p(len(example.answer)),
+        )
+    return known
+
+
+def plain(answer: str) -> str:
+    """An answer as it is compared with others."""
+    return " ".join(answer[:WORDS_FROM].lower().split())
+
+
+def words(text: str) -> frozenset[str]:
+    """The different words of a text."""
+    return frozenset(_WORD.findall(text[:WORDS_FROM].lower()))
+
+
+def overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    """Jaccard's index, in [0, 1]."""
+    common = len(a & b)
+    return common / (len(a) + len(b) - common) if common else 0.0
+
+
+@lru_cache(maxsize=256)
+def application(system: str) -> int:
+    """A number that names the system prompt, whatever its spacing; 0 where there is none."""
+    text = " ".join(system.split())
+    if not text:
+        return 0
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") | 1
