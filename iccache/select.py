@@ -336,13 +336,13 @@ def signals(plan: Plan) -> Signals:
 
 
 def _example_signals(shown: Sequence[Match]) -> ExampleSignals:
-    similarity = np.array([m.similarity for m in shown])
-    utility = np.array([m.utility for m in shown])
+    similarity = [m.similarity for m in shown]
+    utility = [m.utility for m in shown]
     return ExampleSignals(
         count=len(shown),
-        similarity_max=float(similarity.max()),
-        similarity_mean=float(similarity.mean()),
-        utility_max=float(utility.max()),
-        utility_mean=float(utility.mean()),
+        similarity_max=max(similarity),
+        similarity_mean=sum(similarity) / len(shown),
+        utility_max=max(utility),
+        utility_mean=sum(utility) / len(shown),
         tokens=sum(m.example.tokens for m in shown),
     )

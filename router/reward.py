@@ -35,9 +35,8 @@ def relative_cost(prices: Sequence[float]) -> Vector:
     """(n_arms,) C_i in [0, 1]: the cheapest 0, the dearest 1, linear between; all 0 when the prices are equal."""
     if not all(math.isfinite(price) and price >= 0 for price in prices):
         raise ValueError(f"prices must be finite and >= 0, not {list(prices)}")
-    costs = np.asarray(prices, dtype=np.float64)
-    if not costs.size or costs.max() == costs.min():
-        return np.zeros(costs.size)
-    costs = costs / costs.max()  # first, so that denormal differences do not overflow
-    spread: Vector = (costs - costs.min()) / (1.0 - costs.min()) if costs.min() < 1.0 else np.zeros(costs.size)
-    return spread
+    dearest, cheapest = max(prices, default=0.0), min(prices, default=0.0)
+    if dearest == cheapest or cheapest / dearest == 1.0:
+        return np.zeros(len(prices))
+    least = cheapest / dearest  # first, so that denormal differences do not overflow
+    return np.array([(price / dearest - least) / (1.0 - least) for price in prices])

@@ -1,5 +1,6 @@
 """Policy + load bias + generator -> Decision."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -149,6 +150,11 @@ def _at(position: int, n_arms: int) -> NDArray[np.bool_]:
 
 def _drawn(probabilities: Vector, u: float) -> int:
     """The position at `u` in [0, 1), never one of probability 0: u is below the total, and ties go to the right."""
-    cumulative = np.cumsum(probabilities)
-    found = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(found, int(np.flatnonzero(probabilities)[-1]))
+    shares = probabilities.tolist()
+    at, passed, last = u * math.fsum(shares), 0.0, 0
+    for position, share in enumerate(shares):
+        if share > 0.0:
+            last, passed = position, passed + share
+            if at < passed:
+                break
+    return last

@@ -18,6 +18,7 @@ residuals r_w and noise NOISE gives the posterior in closed form (a Gaussian ran
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -81,12 +82,17 @@ NOTHING_SHOWN = Shown(())
 
 def features(request_chars: int, way: Way, shown: Shown = NOTHING_SHOWN) -> Floats:
     """(len(NAMES),): one request, shown examples one way."""
-    x = np.zeros(len(NAMES))
-    x[0] = 1.0
-    x[1] = np.log1p(request_chars) / 8
+    return np.array(_row(math.log1p(request_chars) / 8, way, shown))
+
+
+_NO_OWN, _NO_SHARED = (0.0,) * 6, (0.0,) * 4
+
+
+def _row(request_length: float, way: Way, shown: Shown) -> tuple[float, ...]:
     count = len(shown.similarity)
+    own, shared = _NO_OWN, _NO_SHARED
     if way is Way.OWN and count:
-        x[2:8] = (
+        own = (
             1.0,
             (count - 1) / 4,
             _mean(shown.similarity),
@@ -95,8 +101,8 @@ def features(request_chars: int, way: Way, shown: Shown = NOTHING_SHOWN) -> Floa
             _mean(shown.vote),
         )
     if way is Way.SHARED and count:
-        x[8:12] = (1.0, (count - 1) / 8, _mean(shown.similarity), max(shown.similarity))
-    return x
+        shared = (1.0, (count - 1) / 8, _mean(shown.similarity), max(shown.similarity))
+    return (1.0, request_length, *own, *shared)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -258,7 +264,8 @@ class Ways:
 
     def estimate(self, local: Local, student: str, request_chars: int, shown: Mapping[Way, Shown]) -> Estimate:
         """What to expect of each way for one request. A way that is not in `shown` shows nothing."""
-        X = np.stack([features(request_chars, way, shown.get(way, NOTHING_SHOWN)) for way in WAYS])
+        length = math.log1p(request_chars) / 8
+        X = np.array([_row(length, way, shown.get(way, NOTHING_SHOWN)) for way in WAYS])
         expected = self.prior.predict(X, student)
         return Estimate(np.clip(expected + local.shift, 0.0, 1.0), local.sd, expected, local.answers, X)
 

@@ -14,6 +14,8 @@ beside that model is in the README.
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,11 +41,15 @@ PAIR = 0.5  # weight of two neighbours, beside that of one token
 GRAM = 3  # characters of the pieces of a word that the vocabulary does not have
 GRAMS = 32  # of one word, at most
 
+WORDS_REMEMBERED = 16_384
+_PIECE = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
 Rows = NDArray[np.int8] | NDArray[np.floating[Any]]
 
 
 class StaticEmbedder:
-    """Tokens looked up in a table and added. Holds nothing that changes: any thread may call it, several at once.
+    """Tokens looked up in a table and added. Any thread may call it, several at once.
 
     A word whose script the vocabulary lacks is represented by its pieces of three characters, each a direction made
     of its hash: what is spelled alike lies near, and nothing is known of its meaning.
@@ -70,9 +76,13 @@ class StaticEmbedder:
         self._spelt = SPELT if ours else 0.0
         self.dim = self._rows.shape[1] + (SLOTS if ours else 0)
         self.identity = f"static-{VERSION}:{digest(self.folder)}"
-        self._weights = _weights(len(self._rows))
+        self._roots = _weights(len(self._rows)) ** POWER
+        codes = _mixed(np.arange(len(self._rows)))
+        self._slots, self._signs = _slots(codes), _signs(codes)
         self._power = np.float32(POWER if ours else 1.0)  # as a foreign table is meant to be read
         self._unknown = self._tokenizer.token_to_id("[UNK]") if ours else None
+        self._splits_plainly = ours and _splits_plainly(self._tokenizer)
+        self._known: dict[str, tuple[int, ...]] = {}  # tokens of a word
         self._gram_weight = np.float32(self._usual_length() / np.sqrt(self._rows.shape[1] * GRAM))
 
     def embed(self, texts: Sequence[str]) -> Matrix:
@@ -80,31 +90,64 @@ class StaticEmbedder:
 
     def _one(self, text: str) -> Vector:
         text = ends(well_formed(text), CHARS_READ)
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        ids = encoded.ids
+        ids, encoded = self._plain_ids(text), None
+        if ids is None:
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = encoded.ids
         half = WINDOW // 2
-        read = range(len(ids)) if len(ids) <= WINDOW else [*range(half), *range(len(ids) - half, len(ids))]
-        counts = Counter(ids[i] for i in read)
+        read = ids if len(ids) <= WINDOW else ids[:half] + ids[-half:]
+        counts = Counter(read)
         unknown = counts.pop(self._unknown, 0) if self._unknown is not None else 0
         meaning = self._sum(counts)
-        if unknown:
-            words = [encoded.offsets[i] for i in read if ids[i] == self._unknown]
+        if unknown and encoded is not None:
+            offsets = encoded.offsets if len(ids) <= WINDOW else encoded.offsets[:half] + encoded.offsets[-half:]
+            words = [place for id, place in zip(read, offsets, strict=True) if id == self._unknown]
             meaning += self._of_unknown(text[a:b] for a, b in words)
         if not self._spelt:
             return _unit(meaning)
-        spelling = self._spelling(np.array([ids[i] for i in read], np.int64))
-        weights = np.sqrt(np.array([1.0 - self._spelt, self._spelt], np.float32))
-        return _unit(np.concatenate([_unit(meaning) * weights[0], _unit(spelling) * weights[1]]))
+        spelling = self._spelling(np.array(read, np.int64), counts)
+        vector = np.concatenate([_unit(meaning), _unit(spelling)])
+        vector[: len(meaning)] *= math.sqrt(1.0 - self._spelt)
+        vector[len(meaning) :] *= math.sqrt(self._spelt)
+        return vector
 
-    def _spelling(self, ids: NDArray[np.int64]) -> Vector:
+    def _plain_ids(self, text: str) -> list[int] | None:
+        """The tokens of plain text, most of whose words were seen lately: the tokenizer's own, sooner.
+
+        None where it takes the tokenizer to say: BERT's splits ASCII text at space and around punctuation, and each
+        piece by itself. Brackets may be one of its special tokens.
+        """
+        if not self._splits_plainly or not text.isascii() or "[" in text or _CONTROL.search(text):
+            return None
+        known = self._known
+        ids: list[int] = []
+        for word in _PIECE.findall(text.lower()):
+            found = known.get(word)
+            if found is None:
+                found = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
+                if self._unknown in found:
+                    return None
+                if len(known) >= WORDS_REMEMBERED:
+                    self._known = known = {}
+                known[word] = found
+            ids += found
+        return ids
+
+    def _spelling(self, ids: NDArray[np.int64], counts: Counter[int]) -> Vector:
         """(SLOTS,): which tokens and which pairs of neighbours there are."""
-        weights = self._weights[ids]
-        codes = np.concatenate([_mixed(ids), _mixed(ids[:-1] * len(self._weights) + ids[1:] + len(self._weights))])
-        weights = np.concatenate([weights, PAIR * np.sqrt(weights[:-1] * weights[1:])])
-        distinct, which = np.unique(codes, return_inverse=True)
-        sums = np.bincount(which, weights, len(distinct)) ** POWER
-        signs = np.where(distinct & np.uint64(1 << 40), 1.0, -1.0)
-        return np.bincount((distinct % np.uint64(SLOTS)).astype(np.intp), signs * sums, SLOTS).astype(np.float32)
+        distinct = np.fromiter(counts.keys(), np.intp, len(counts))
+        sums = np.fromiter(counts.values(), np.float64, len(counts)) ** POWER * self._roots[distinct]
+        n = len(self._roots)
+        pairs = ids[:-1] * n + ids[1:] + n
+        roots = self._roots[ids]
+        weights = math.sqrt(PAIR) * np.sqrt(roots[:-1] * roots[1:])
+        if len(set(pairs.tolist())) < len(pairs):
+            pairs, first, count = np.unique(pairs, return_index=True, return_counts=True)
+            weights = weights[first] * count**POWER
+        codes = _mixed(pairs)
+        slots = np.concatenate([self._slots[distinct], _slots(codes)])
+        signed = np.concatenate([self._signs[distinct] * sums, _signs(codes) * weights])
+        return np.bincount(slots, signed, SLOTS).astype(np.float32)
 
     def _sum(self, counts: Counter[int]) -> Vector:
         ids = np.fromiter(counts.keys(), np.intp, len(counts))
@@ -133,7 +176,7 @@ class StaticEmbedder:
 
 
 def _unit(vector: Vector) -> Vector:
-    norm = float(np.linalg.norm(vector))
+    norm = math.sqrt(vector @ vector)
     if norm == 0.0:  # nothing but space: one fixed direction
         vector[0] = norm = 1.0
     return vector / np.float32(norm)
@@ -153,6 +196,21 @@ def _mixed(codes: NDArray[np.int64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
     return mixed
+
+
+def _slots(codes: NDArray[np.uint64]) -> NDArray[np.intp]:
+    return (codes % np.uint64(SLOTS)).astype(np.intp)
+
+
+def _signs(codes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    return np.where(codes & np.uint64(1 << 40), 1.0, -1.0)
+
+
+def _splits_plainly(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether it is BERT's, in lower case."""
+    bert = isinstance(tokenizer.normalizer, tokenizers.normalizers.BertNormalizer)
+    pieces = isinstance(tokenizer.pre_tokenizer, tokenizers.pre_tokenizers.BertPreTokenizer)
+    return bert and pieces and bool(tokenizer.normalizer.lowercase)
 
 
 def _grams(word: str) -> list[str]:

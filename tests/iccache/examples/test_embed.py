@@ -1,5 +1,6 @@
 """The cache in front of a model, the identity of a model, and what goes wrong with folders."""
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from iccache.examples.embed.cached import CachedEmbedder
 from iccache.examples.embed.embedder import digest, ends
 from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.embed.sentence_transformer import SentenceTransformerEmbedder, packaged_folder
-from iccache.examples.embed.static import PACKAGED_TABLE, StaticEmbedder
+from iccache.examples.embed.static import PACKAGED_TABLE, PAIR, SLOTS, SPELT, StaticEmbedder, _mixed, _weights
 from iccache.types import Matrix
 
 
@@ -189,3 +190,31 @@ def test_the_order_of_words_and_the_very_words_count() -> None:
     asked, reordered, other = StaticEmbedder().embed(["does the dog bite the man", "does the man bite the dog", "hi"])
     assert 0.8 < asked @ reordered < 0.99
     assert asked @ other < 0.5
+
+
+def test_a_vector_is_what_the_formula_says() -> None:
+    """Word by word, from the tokenizer's own tokens: odd text and text that is tokenised without it."""
+    embedder = StaticEmbedder()
+    for text in (
+        "Don't stop; it's 3.14 (really) a/b",
+        "hello hello world hello world",
+        "tab\tand\nline",
+        "[SEP] x",
+        "naïve",
+    ):
+        ids = embedder._tokenizer.encode(text, add_special_tokens=False).ids
+        n, rows, scales = len(embedder._rows), embedder._rows, embedder._scales
+        meaning = np.sum([ids.count(t) ** 0.5 * scales[t] * rows[t].astype(np.float64) for t in set(ids)], axis=0)
+        spelling = np.zeros(SLOTS)
+        weights = _weights(n)
+        tokens = {int(_mixed(np.array([t]))[0]): ids.count(t) * weights[t] for t in set(ids)}
+        for a, b in itertools.pairwise(ids):
+            code = int(_mixed(np.array([a * n + b + n]))[0])
+            tokens[code] = tokens.get(code, 0.0) + PAIR * np.sqrt(weights[a] * weights[b])
+        for code, weight in tokens.items():
+            spelling[code % SLOTS] += (1 if code >> 40 & 1 else -1) * np.sqrt(weight)
+        parts = [
+            np.sqrt(1 - SPELT) * meaning / np.linalg.norm(meaning),
+            np.sqrt(SPELT) * spelling / np.linalg.norm(spelling),
+        ]
+        assert embedder.embed([text])[0] == pytest.approx(np.concatenate(parts), abs=1e-5), text
