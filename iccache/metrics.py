@@ -68,6 +68,10 @@ class Metrics:
             "Examples in the cache, of tenants with keys (keyed) and without (default).",
             ["tenant_class"],
         )
+        self.reembed_pending = self._gauge(
+            "iccache_reembed_pending",
+            "Examples of another embedding model that are still to be embedded anew; they cannot be found until then.",
+        )
         self.store_bytes = self._gauge("iccache_store_bytes", "Bytes of the store, by part.", ["part"])
         self.tokens = self._counter(
             "iccache_tokens", "Tokens by kind: input (examples included), output, example.", ["backend", "kind"]

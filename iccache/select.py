@@ -87,6 +87,7 @@ class Select:
         self.metrics = metrics
         self.clock = clock
         self.recalls = Recalls(clock)
+        self.asked = 0  # requests so far
         self.thread: Batcher[Job, Selected] = Batcher(self.run, settings.embedder.batch, "select")
 
     def use(self, settings: config.Config, selector: Selector, tokenizers: Mapping[str, Tokenizer]) -> None:
@@ -154,6 +155,7 @@ class Select:
 
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()
+        self.asked += 1
         known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job)) or self._at_once(job, started)
         if known is None:
             return await self.thread(job)

@@ -135,6 +135,9 @@ class Retriever:
         """Examples embedded by another model: they cannot be found until they are embedded anew."""
         return list(self.catalogue.stale)
 
+    def count_stale(self) -> int:
+        return len(self.catalogue.stale)
+
     def reembed(self, limit: int) -> list[tuple[str, Vector]]:
         """New embeddings for at most `limit` stale examples, to be written to the store.
 

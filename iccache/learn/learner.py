@@ -7,6 +7,7 @@ The store is the truth: what this process knows, it has read back from the store
     witness.py     what can be seen without being told: failed checks, questions asked again
     follow.py      the store's changes into index, router and utility model
     upkeep.py      what is due now and then
+    reembed.py     examples of another embedding model, embedded anew
     eviction.py    the cache within its capacity
     lessons.py     what replay has learned, taken over
     trace.py       examples that spoil answers, held

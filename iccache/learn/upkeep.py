@@ -6,24 +6,22 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from iccache.examples.retriever import Retriever
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.eviction import Evictor
 from iccache.learn.follow import Follower
 from iccache.learn.lessons import Lessons
 from iccache.learn.record import Recorder
+from iccache.learn.reembed import Reembedding
 from iccache.learn.spending import Spending
 from iccache.learn.trace import Tracing
 from iccache.metrics import Metrics
-from iccache.types import Vector
 
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY_S = 5.0
 SOURCES_EVERY_S = 60.0
 DAY_S = 86400.0
-REEMBEDDED_AT_ONCE = 16
 EXPIRE_EVERY_S = 3600.0
 
 
@@ -52,6 +50,7 @@ class Upkeep:
         self.metrics = metrics
         self.wall = wall
         self.tracing = Tracing(access)
+        self.reembedding = Reembedding(access, metrics, follower.kicked.set)
         self.looked_after = 0.0
         self.expired = 0.0
         self.compared_at = 0.0
@@ -71,7 +70,7 @@ class Upkeep:
             if self.follower.learned_since_snapshot:
                 await self.follower.snapshot()
         await self.lessons.remember()
-        await self._reembed()
+        await self.reembedding()
 
     async def _expire(self, now: float) -> None:
         """Erase what tenants keep for a time, once an hour."""
@@ -103,27 +102,6 @@ class Upkeep:
         for found in await self.access.read(lambda store: store.agreements(now - DAY_S)):
             if found.difference is not None:
                 self.metrics.feedback_bias.labels(found.source).set(found.difference)
-
-    async def _reembed(self) -> None:
-        """A few of the examples that were embedded by another model; the rest at the next turns."""
-        select = self.access.select
-        rows = await select.thread.run(lambda: _turn(select.retriever))
-        if not rows:
-            return
-        identity = select.retriever.embedder.identity
-
-        def write(store: ExampleStore) -> None:
-            for id, vector in rows:
-                store.update_example(id, embedding=vector, embedder=identity)
-
-        await self.access.write(write)
-        self.follower.kicked.set()
-
-
-def _turn(retriever: Retriever) -> list[tuple[str, Vector]]:
-    """In the thread that owns the index: a look at its state, and some of the examples it cannot compare."""
-    retriever.look_after()
-    return retriever.reembed(REEMBEDDED_AT_ONCE)
 
 
 def _expired(store: ExampleStore, tenant: str, before: float) -> int:

@@ -31,8 +31,13 @@ async def test_a_change_of_model_reembeds_under_live_requests(tmp_path: Path, mo
                 assert len(rows) == EXAMPLES
                 return sum(row[2] != identity for row in rows)
 
+            async def pending(w: Any = w) -> float:
+                lines = (await w.get("/metrics")).body.decode().splitlines()
+                return float(next(line.split()[1] for line in lines if line.startswith("iccache_reembed_pending ")))
+
             for i in range(3):
                 await _shown(w, i)  # answered whatever is found by now
             await w.until(stale, lambda left: left == 0, seconds=60)
+            await w.until(pending, lambda left: left == 0.0, seconds=10)
             await w.proxy.learner.catch_up()
             assert [await _shown(w, i) for i in (0, 7, EXAMPLES - 1)] == ["3"] * 3
