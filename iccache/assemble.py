@@ -134,7 +134,7 @@ class Proxy:
         )
         self.pipeline = self._pipeline()
         await self.learner.start()
-        self.loop_lag = LoopLag(self.metrics.loop_lag_seconds.observe)
+        self.loop_lag = LoopLag(self._looked)
         self.loop_lag.start()
         self.following = asyncio.create_task(self.learner.follow(), name="follow the store")
         self._ask_engines()
@@ -248,6 +248,11 @@ class Proxy:
         engines = EngineLoad(self.settings.backends, self.fleet.load, self.clock)
         self.asking = asyncio.create_task(engines.follow(), name="ask the engines") if engines.urls else None
 
+    def _looked(self, late_s: float) -> None:
+        """Fifty times a second."""
+        self.metrics.loop_lag_seconds.observe(late_s)
+        self.metrics.flush()
+
     async def stop(self) -> None:
         """Finish the records that are under way, keep the statistics, close everything."""
         self.loop_lag.stop()
@@ -260,6 +265,7 @@ class Proxy:
         await asyncio.to_thread(self.snapshots.close)
         await asyncio.to_thread(self.select.thread.close)
         await self.session.close()
+        self.metrics.flush()
 
     async def read(self, fn: Callable[[ExampleStore], T]) -> T:
         """`fn` on the reading connection, in its thread."""

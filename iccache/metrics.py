@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -27,30 +29,95 @@ class Row(NamedTuple):
     sentence: str
 
 
+class Tally:
+    """A sample of a counter or gauge, written in one go for many steps, of which each takes the library long."""
+
+    def __init__(self, sample: Counter | Gauge) -> None:
+        self._sample = sample
+        self._pending = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self._pending += amount
+
+    def dec(self, amount: float = 1.0) -> None:
+        self._pending -= amount
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, 0.0
+        if pending:
+            self._sample.inc(pending)
+
+
+class Distribution:
+    """A histogram's sample, likewise; `observe` may be called in any thread, `flush` in one."""
+
+    def __init__(self, sample: Histogram) -> None:
+        self._sample = sample
+        self._values: deque[float] = deque()
+        self.observe: Callable[[float], None] = self._values.append
+
+    def flush(self) -> None:
+        """Written as the library's own `observe` does, but once for all values; what it needs is private there."""
+        if not self._values:
+            return
+        buckets, bounds, total = self._sample._buckets, self._sample._upper_bounds, 0.0
+        found = [0] * len(buckets)
+        while self._values:
+            value = self._values.popleft()
+            found[bisect_left(bounds, value)] += 1
+            total += value
+        self._sample._sum.inc(total)
+        for bucket, count in zip(buckets, found, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+S = TypeVar("S", bound=Tally | Distribution)
+
+
+class Buffered(Generic[S]):
+    """A metric with labels whose samples are written by `Metrics.flush`."""
+
+    def __init__(self, metric: Any, kind: Callable[[Any], S], samples: list[Tally | Distribution]) -> None:
+        self._metric = metric
+        self._kind = kind
+        self._samples = samples
+        self.labels: Callable[..., S] = lru_cache(maxsize=CHILDREN)(self._sample)
+
+    def _sample(self, *values: str) -> S:
+        made = self._kind(self._metric.labels(*values))
+        self._samples.append(made)
+        return made
+
+
 class Metrics:
-    """The numbers of one process. No tenant, model text or request id ever becomes a label."""
+    """The numbers of one process. No tenant, model text or request id ever becomes a label.
+
+    Those that every request touches are buffered: `flush` writes them, fifty times a second and before they are read.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._all: list[MetricWrapperBase] = []
-        self.requests = self._counter(
+        self._buffered: list[Tally | Distribution] = []
+        self.requests = self._tallied(
             "iccache_requests",
             "Requests answered; backend and decision are none where no backend did.",
             ["backend", "decision", "status"],
         )
-        self.request_seconds = self._histogram(
+        self.request_seconds = self._distribution(
             "iccache_request_seconds", "From a request's arrival to its last byte.", ["backend"], SECONDS
         )
-        self.first_byte_seconds = self._histogram(
+        self.first_byte_seconds = self._distribution(
             "iccache_time_to_first_byte_seconds",
             "From a request's arrival to the first byte of its answer.",
             ["backend"],
             SECONDS,
         )
-        self.overhead_seconds = self._histogram(
-            "iccache_overhead_seconds", "Time spent here before a request went upstream.", [], SHORT
+        self.overhead_seconds = self._unlabelled(
+            "iccache_overhead_seconds", "Time spent here before a request went upstream.", SHORT
         )
-        self.stage_seconds = self._histogram(
+        self.stage_seconds = self._distribution(
             "iccache_stage_seconds", "Time of each stage: embed, recall, rank, route, compose.", ["stage"], SHORT
         )
         self.loop_lag_seconds = self._histogram(
@@ -59,9 +126,9 @@ class Metrics:
             [],
             LAG,
         )
-        self.bypass = self._counter("iccache_bypass", "Requests that bypassed the cache, by reason.", ["reason"])
-        self.examples_shown = self._histogram(
-            "iccache_examples_shown", "Examples shown per request to a student.", [], (0, 1, 2, 3, 4, 5, 8, 12, 16)
+        self.bypass = self._tallied("iccache_bypass", "Requests that bypassed the cache, by reason.", ["reason"])
+        self.examples_shown = self._unlabelled(
+            "iccache_examples_shown", "Examples shown per request to a student.", (0, 1, 2, 3, 4, 5, 8, 12, 16)
         )
         self.examples = self._gauge(
             "iccache_examples",
@@ -73,18 +140,17 @@ class Metrics:
             "Examples of another embedding model that are still to be embedded anew; they cannot be found until then.",
         )
         self.store_bytes = self._gauge("iccache_store_bytes", "Bytes of the store, by part.", ["part"])
-        self.tokens = self._counter(
+        self.tokens = self._tallied(
             "iccache_tokens", "Tokens by kind: input (examples included), output, example.", ["backend", "kind"]
         )
-        self.cost_usd = self._counter("iccache_cost_usd", "Cost of answers in US dollars.", ["backend"])
+        self.cost_usd = self._tallied("iccache_cost_usd", "Cost of answers in US dollars.", ["backend"])
         self.saved_usd = self._gauge(
             "iccache_saved_usd_total",
             "What the dearest backend would have cost, less what was paid; falls when examples cost more.",
             sum_of_processes=True,
         )
-        self.in_flight = self._gauge(
-            "iccache_in_flight", "Requests being answered.", ["backend"], sum_of_processes=True
-        )
+        in_flight = self._gauge("iccache_in_flight", "Requests being answered.", ["backend"], sum_of_processes=True)
+        self.in_flight = Buffered(in_flight, Tally, self._buffered)
         self.load = self._gauge("iccache_load", "Smoothed load of the dear backends; 1 is full.")
         self.load_bias = self._gauge(
             "iccache_load_bias",
@@ -125,6 +191,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format; of every worker where there are several."""
+        self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
@@ -138,6 +205,24 @@ class Metrics:
             yield Row(
                 metric._name + suffix, metric._type or "", ", ".join(metric._labelnames), metric._documentation or ""
             )
+
+    def flush(self) -> None:
+        """Write what is buffered. Always in the same thread."""
+        for sample in self._buffered:
+            sample.flush()
+
+    def _tallied(self, name: str, sentence: str, labels: list[str]) -> Buffered[Tally]:
+        return Buffered(self._counter(name, sentence, labels), Tally, self._buffered)
+
+    def _distribution(
+        self, name: str, sentence: str, labels: list[str], buckets: tuple[float, ...]
+    ) -> Buffered[Distribution]:
+        return Buffered(self._histogram(name, sentence, labels, buckets), Distribution, self._buffered)
+
+    def _unlabelled(self, name: str, sentence: str, buckets: tuple[float, ...]) -> Distribution:
+        made = Distribution(self._histogram(name, sentence, [], buckets))
+        self._buffered.append(made)
+        return made
 
     def _counter(self, name: str, sentence: str, labels: list[str]) -> Counter:
         metric = Counter(name, sentence, labels, registry=self.registry)

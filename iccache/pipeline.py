@@ -123,10 +123,10 @@ class Pipeline:
                 return
             plan = await self.decide(call, ask)
             async with self.fleet.send(self.compose(call, ask, plan), plan.order) as reply:
-                exchange = self.begin(call, ask, plan, reply)
-                tap = Tap(call.dialect.reader(reply.streams), whole=turn.key is not None)
+                exchange, streams = self.begin(call, ask, plan, reply), reply.streams
+                tap = Tap(call.dialect.reader(streams), whole=turn.key is not None)
                 try:
-                    if reply.streams:
+                    if streams:
                         yield self.head(call, exchange, reply.headers)
                         async for chunk in reply.chunks:
                             tap.feed(chunk)
@@ -137,7 +137,7 @@ class Pipeline:
                         yield self.head(call, exchange, reply.headers)
                         yield body
                 except BackendError as exc:
-                    if not reply.streams:
+                    if not streams:
                         raise
                     log.warning("%s: the stream from %s broke: %s", call.request_id, reply.backend.name, exc)
                     yield call.dialect.error_event(broken_stream(exc))
@@ -148,7 +148,8 @@ class Pipeline:
                     turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
                     self.warm.remember(call.tenant, ask, exchange)
                     self.learner.finish(exchange, ask, plan, answer, turn.kept)
-                    self.judging.consider(self.answered(call, ask, plan, exchange, answer))
+                    if self.judging.active:
+                        self.judging.consider(self.answered(call, ask, plan, exchange, answer))
 
     def parse(self, call: Call) -> Ask:
         """The body, understood; what the headers ask of iccache laid over what the body asks."""
@@ -156,7 +157,8 @@ class Pipeline:
         controls = read_controls(call.headers, ask.controls)
         if not self.directory.keeps(call.tenant):
             controls = controls._replace(store=False)
-        return ask if controls == ask.controls else replace(ask, controls=controls)
+        ask.controls = controls
+        return ask
 
     async def decide(self, call: Call, ask: Ask) -> Plan:
         """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""
@@ -237,7 +239,7 @@ class Pipeline:
             status=reply.status,
             complete=False,
             offloaded=offloaded,
-            relative_cost=self.relative_cost(reply.backend),
+            relative_cost=self.directory.relative_costs[backend],
             system=ask.system,
             task=ask.task,
             first_byte_s=first - call.arrived,
@@ -355,11 +357,6 @@ class Pipeline:
         """A backend as the router sees it, with what this request is expected to cost there."""
         usd = plan.expected_usd(backend, self.settings.selection.placement)
         return Arm(backend.name, usd, backend.name in self.directory.teachers, list_price=price(backend))
-
-    def relative_cost(self, backend: config.Backend) -> float:
-        """Its price as a share of the dearest's, in [0, 1]; 1 where all are free."""
-        dearest = price(self.directory.by_price[-1])
-        return price(backend) / dearest if dearest else 1.0
 
 
 def broken_stream(error: BackendError) -> RequestError:

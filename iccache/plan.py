@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from iccache import config
 from iccache.config import Placement
 from iccache.errors import RequestError
 from iccache.examples.selector import example_tokens
-from iccache.price import expected
+from iccache.price import expected, price
 from iccache.types import Ask, BackendScore, Considered, Controls, DecisionKind, Match, Reason, Taken, Vector
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ HEADER_STORE = "x-iccache-store"
 HEADER_SESSION = "x-iccache-session"
 NO = frozenset({"no", "false", "0", "off"})
 YES = frozenset({"yes", "true", "1", "on"})
+_NO_DIRECTIVES: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
-    """What is to be done with one request."""
+    """What is to be done with one request. Never changed once made: not frozen, since that makes making it slow."""
 
     order: tuple[str, ...]  # backends to ask, first to last
     kind: DecisionKind
@@ -79,6 +80,8 @@ class Plan:
     def considered_for(self, backend: str) -> list[Considered]:
         """What the record keeps of the examples considered for `backend`; where it is shown none, of those considered
         for the cheapest student, which the router saw all the same."""
+        if not self.considered:
+            return []
         shown = {m.example.id for m in self.shown.get(backend, ())}
         considered = self.considered.get(backend) or next(iter(self.considered.values()), ())
         return [Considered(m.example.id, m.similarity, m.utility, m.example.id in shown) for m in considered]
@@ -104,6 +107,13 @@ class Directory:
         self.models = {b.model: b for b in reversed(self.by_price)}
         self.students = frozenset(b.name for b in settings.students())
         self.teachers = frozenset(b.name for b in settings.teachers())
+        self._speaking: dict[str, tuple[config.Backend, ...]] = {
+            name: tuple(b for b in self.by_price if name in b.dialects)
+            for name in {name for b in self.by_price for name in b.dialects}
+        }
+        dearest = price(self.by_price[-1]) if self.by_price else 0.0
+        # each one's price as a share of the dearest's, in [0, 1]; 1 where all are free
+        self.relative_costs = {b.name: price(b) / dearest if dearest else 1.0 for b in self.by_price}
         self.narrowest = min((b.context_window_tokens for b in self.by_price), default=0)
         self.unrecorded = frozenset(t.name for t in settings.tenants if not t.store)
         self.quarantined = frozenset(t.name for t in settings.tenants if t.quarantine)
@@ -118,7 +128,7 @@ class Directory:
 
     def speaking(self, dialect: str) -> tuple[config.Backend, ...]:
         """Backends that speak `dialect`, cheapest first. Raises RequestError where none does."""
-        found = tuple(b for b in self.by_price if dialect in b.dialects)
+        found = self._speaking.get(dialect)
         if not found:
             raise RequestError(404, f"no backend speaks this API ({dialect})", code="dialect_not_supported")
         return found
@@ -190,17 +200,31 @@ class Directory:
         """
         speaking = self.speaking(ask.dialect)
         pin = self.pinned(ask, speaking)
-        sticky = next((b for b in speaking if b.name == session_backend), None)
-        fits = tuple(b for b in speaking if request_tokens < b.context_window_tokens)
-        students = tuple(b for b in fits if b.name in self.students)
+        sticky = next((b for b in speaking if b.name == session_backend), None) if session_backend else None
+        students = tuple([b for b in speaking if b.name in self.students and request_tokens < b.context_window_tokens])
         reason = ask.bypass
         if reason is None and not students and any(b.name in self.students for b in speaking):
             reason = Reason.TOO_LONG
         first = pin or sticky or self.teacher(speaking)
         order = (first.name,) if pin else self.with_fallbacks(first, speaking)
-        plan = Plan(
+        kind = DecisionKind.ROUTED
+        candidates: tuple[config.Backend, ...] = ()
+        shown: tuple[config.Backend, ...] = ()
+        if reason is not None:
+            kind = DecisionKind.BYPASS
+        elif pin or sticky:
+            kind = DecisionKind.PINNED if pin else DecisionKind.ROUTED
+            candidates = (first,)
+            shown = (first,) if first in students and not ask.plain else ()
+        else:
+            candidates = tuple([b for b in speaking if b.name not in self.students or b in students])
+            shown = () if ask.plain else students
+        return Plan(
             order,
-            DecisionKind.ROUTED,
+            kind,
+            reason=reason,
+            candidates=candidates,
+            students=shown,
             request_tokens=request_tokens,
             turns=ask.turns,
             system=ask.system,
@@ -208,14 +232,6 @@ class Directory:
             covered=_covered(ask, request_tokens),
             warm=warm,
         )
-        if reason is not None:
-            return replace(plan, kind=DecisionKind.BYPASS, reason=reason)
-        if pin or sticky:
-            kind = DecisionKind.PINNED if pin else DecisionKind.ROUTED
-            shown = tuple(b for b in students if b is first and not ask.plain)
-            return replace(plan, kind=kind, candidates=(first,), students=shown)
-        may = tuple(b for b in speaking if b.name not in self.students or b in students)
-        return replace(plan, candidates=may, students=() if ask.plain else students)
 
 
 def _covered(ask: Ask, request_tokens: int) -> Mapping[str, int]:
@@ -232,7 +248,8 @@ def _covered(ask: Ask, request_tokens: int) -> Mapping[str, int]:
 
 def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
     """The body's controls with the headers' laid over them. Raises RequestError for a value that is none."""
-    directives = {d.strip().lower() for line in _every(headers, "cache-control") for d in line.split(",")}
+    lines = [value for name, value in headers.items() if len(name) == 13 and name.lower() == "cache-control"]
+    directives = {d.strip().lower() for line in lines for d in line.split(",")} if lines else _NO_DIRECTIVES
     examples = body.examples
     text = headers.get(HEADER_EXAMPLES)
     if text is not None:
@@ -247,7 +264,7 @@ def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
     text = headers.get(HEADER_STORE)
     if text is not None:
         word = text.strip().lower()
-        if word not in NO | YES:
+        if word not in NO and word not in YES:
             raise RequestError(400, f"{HEADER_STORE} is yes or no, not {text!r}", param=HEADER_STORE)
         store = body.store is not False and word in YES
     return Controls(
@@ -262,11 +279,6 @@ def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
 def _session(headers: Mapping[str, str]) -> str | None:
     """The session's name. Raises RequestError where it is no text, which no record could hold."""
     text = headers.get(HEADER_SESSION, "").strip()
-    if any("\ud800" <= c <= "\udfff" for c in text):  # how bytes that are no UTF-8 arrive
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # how bytes that are no UTF-8 arrive
         raise RequestError(400, f"{HEADER_SESSION} is not UTF-8", param=HEADER_SESSION)
     return text or None
-
-
-def _every(headers: Mapping[str, str], name: str) -> Iterator[str]:
-    """Every line of a header that may come more than once."""
-    return (value for key, value in headers.items() if key.lower() == name)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from iccache import config
@@ -53,18 +54,18 @@ class Reuse:
         self.learner = learner
         self.under_way: dict[bytes, asyncio.Future[Kept | None]] = {}
 
-    @contextlib.asynccontextmanager
-    async def turn(
+    def turn(
         self, tenant: str, dialect: Dialect, query: str, headers: Mapping[str, str], ask: Ask
-    ) -> AsyncIterator[Turn]:
+    ) -> AbstractAsyncContextManager[Turn]:
         """This request's turn: `known` is the answer, or there is none and the others wait until this one ends.
 
         Those who waited in vain ask for themselves, all at once.
         """
         key = self._key(tenant, dialect, query, headers, ask)
-        if key is None:
-            yield Turn()
-            return
+        return contextlib.nullcontext(Turn()) if key is None else self._turn(tenant, key)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, tenant: str, key: bytes) -> AsyncIterator[Turn]:
         ahead = self.under_way.get(key)
         if ahead is not None:
             yield Turn(key, known=await asyncio.shield(ahead))

@@ -203,9 +203,10 @@ class Controls(NamedTuple):
 NO_CONTROLS = Controls()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
-    """A request body, understood. The body itself is kept as it came."""
+    """A request body, understood. The body itself is kept as it came. Never changed once it is complete: not frozen,
+    since that makes making it slow."""
 
     dialect: str
     body: bytes
@@ -227,7 +228,7 @@ class Ask:
     controls: Controls = NO_CONTROLS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """An upstream's answer, as far as the record needs to understand it."""
 

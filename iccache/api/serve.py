@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +19,7 @@ from typing import NoReturn
 from aiohttp import web
 
 from iccache import config, metrics
+from iccache.api.front import Front
 from iccache.api.server import make_app
 from iccache.assemble import Proxy
 from iccache.errors import ConfigError, IccacheError
@@ -90,16 +91,6 @@ async def _worker(
     lifeline: int | None,
 ) -> int:
     proxy = Proxy(settings)
-    app = make_app(proxy)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=KEEPALIVE_S,
-        lingering_time=LINGERING_S,
-        shutdown_timeout=LAST_WORD_S,
-        handle_signals=False,
-    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,16 +98,45 @@ async def _worker(
     loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, path))
     if lifeline is not None:
         loop.add_reader(lifeline, _left_alone, lifeline, stop)
-    await runner.setup()
-    try:
+    async with serving(proxy, listener):
         _calm_collector()
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
         announce()
         await stop.wait()
         await drain(proxy)
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    proxy: Proxy,
+    listener: socket.socket,
+    *,
+    keepalive_s: float = KEEPALIVE_S,
+    lingering_s: float = LINGERING_S,
+    last_word_s: float = LAST_WORD_S,
+) -> AsyncIterator[None]:
+    """Start the proxy and take connections at `listener`, which listens; stop both in the end."""
+    runner = web.AppRunner(
+        make_app(proxy),
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=keepalive_s,
+        lingering_time=lingering_s,
+        shutdown_timeout=last_word_s,
+        handle_signals=False,
+    )
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        front = Front(proxy, runner.server, keepalive_s=keepalive_s)
+        server = await asyncio.get_running_loop().create_server(front, sock=listener, backlog=BACKLOG)
+        try:
+            yield
+        finally:
+            server.close()
+            await front.stop(last_word_s)
     finally:
         await runner.cleanup()
-    return 0
 
 
 def _calm_collector() -> None:

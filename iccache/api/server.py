@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -15,15 +13,13 @@ from aiohttp.typedefs import Handler
 from iccache.api import admin, feedback, health, passthrough
 from iccache.api.app import BEGUN, PROXY, REQUEST_ID
 from iccache.api.body import read_body
+from iccache.api.refusal import NOBODY, dialect_of, headers_of, told
 from iccache.assemble import Proxy
-from iccache.backends.fleet import SHOULD_RETRY, is_stream
+from iccache.backends.fleet import is_stream
 from iccache.dialects.dialect import DIALECTS, Dialect
-from iccache.errors import BackendError, RequestError, StoreError
-from iccache.pipeline import Call, Head, broken_stream
+from iccache.errors import RequestError
+from iccache.pipeline import Call, Head
 
-log = logging.getLogger(__name__)
-
-CHAT = "/v1/chat/completions"
 # Clients whose base URL lacks /v1 ask for these at the root.
 RESOURCES = (
     "chat", "completions", "embeddings", "responses", "messages", "models", "files", "uploads", "batches", "audio",
@@ -33,7 +29,6 @@ RESOURCES = (
 
 
 NOT_COUNTED = ("/admin", "/healthz", "/readyz", "/metrics")
-NOBODY = "none"  # the backend and decision of a request that we answered ourselves
 
 
 def make_app(proxy: Proxy) -> web.Application:
@@ -133,42 +128,20 @@ async def _begun(request: web.Request, _response: web.StreamResponse) -> None:
 
 
 def _told(request: web.Request, exc: Exception) -> RequestError:
-    """What the client is told of `exc`; of what nobody foresaw, nothing."""
-    match exc:
-        case RequestError():
-            return exc
-        case BackendError():
-            return broken_stream(exc)
-        case StoreError():
-            return RequestError(503, str(exc), type="server_error", code="store_unavailable")
-        case web.HTTPException():
-            return _translated(exc, request)
-    log.error("%s: unexpected", request[REQUEST_ID], exc_info=exc)
-    return RequestError(500, "internal error", type="server_error", code="internal_error")
+    return told(_translated(exc, request) if isinstance(exc, web.HTTPException) else exc, request[REQUEST_ID])
 
 
 def in_shape(request: web.Request, error: RequestError) -> web.Response:
     """`error` as the dialect of the request's path says it; OpenAI's where it has none."""
-    dialect = _dialect(request.path)
-    headers = {"x-request-id": request[REQUEST_ID]}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if not error.should_retry:
-        headers[SHOULD_RETRY] = "false"
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
     response = web.Response(
-        status=error.status, body=dialect.error(error), content_type="application/json", headers=headers
+        status=error.status,
+        body=dialect_of(request.path).error(error),
+        content_type="application/json",
+        headers=headers_of(error, request[REQUEST_ID]),
     )
     if error.status == 408:
         response.force_close()  # the rest of that body would be read as the next request
     return response
-
-
-def _dialect(path: str) -> Dialect:
-    """The dialect of a path or of one above it; OpenAI's where there is none."""
-    path = path if path.startswith("/v1/") else "/v1" + path
-    return next((d for p, d in DIALECTS.items() if path == p or path.startswith(p + "/")), DIALECTS[CHAT])
 
 
 def _translated(exc: web.HTTPException, request: web.Request) -> RequestError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol
 
 from multidict import CIMultiDict
 
@@ -81,6 +81,22 @@ class Held:
             end()
 
 
+class Sending:
+    """`async with` around a reply: begun on entering, closed on leaving."""
+
+    def __init__(self, begin: Coroutine[Any, Any, Reply]) -> None:
+        self._begin = begin
+
+    async def __aenter__(self) -> Reply:
+        self._reply = await self._begin
+        return self._reply
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reply.close()
+
+
 @dataclass(slots=True)
 class Member:
     """One backend with its state."""
@@ -91,6 +107,7 @@ class Member:
     in_flight: int = 0
     rests_until: float = 0.0  # it asked to be left alone (Retry-After), on the fleet's clock
     limits: Limits = field(init=False)
+    told_open: bool | None = None  # what the metrics say of its circuit
 
     def __post_init__(self) -> None:
         self.limits = Limits(self.config)
@@ -136,8 +153,7 @@ class Fleet:
         self.retries = retries or Retries(0.0)
         self.wall = wall
 
-    @asynccontextmanager
-    async def send(self, post: Post, order: Sequence[str]) -> AsyncIterator[Reply]:
+    def send(self, post: Post, order: Sequence[str]) -> Sending:
         """The first of `order` that answers, from its first byte to its last.
 
         A backend fails by not connecting, breaking or being slow before its first byte, or with 408, 429 or 5xx.
@@ -145,11 +161,7 @@ class Fleet:
         all fail, they may be asked once more (`retry`). Where they fail again, the last error that an upstream gave is
         the reply; where none gave any, the last BackendError is raised.
         """
-        reply = await self.begin(post, order)
-        try:
-            yield reply
-        finally:
-            reply.close()
+        return Sending(self.begin(post, order))
 
     async def begin(self, post: Post, order: Sequence[str]) -> Reply:
         """`send` for those who close the reply themselves."""
@@ -284,7 +296,10 @@ class Fleet:
             member.circuit.succeeded(now)
         else:
             member.circuit.failed(now)
-        self.metrics.circuit_open.labels(member.config.name).set(int(member.circuit.is_open(now)))
+        is_open = member.circuit.is_open(now)
+        if is_open is not member.told_open:
+            member.told_open = is_open
+            self.metrics.circuit_open.labels(member.config.name).set(int(is_open))
 
 
 def _pause(found: Round) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 from multidict import CIMultiDict
@@ -38,6 +37,7 @@ _NOT_UP = _HOP_BY_HOP | {
     "via",
     "x-real-ip",
 }
+_NONE: frozenset[str] = frozenset()
 _DECODED = frozenset({"gzip", "deflate", "br", "zstd"})  # on their way in; in any other coding a body stays
 _NOT_UP_PREFIXES = (OURS, "x-forwarded-")
 _NOT_DOWN = _HOP_BY_HOP | {
@@ -52,9 +52,6 @@ _NOT_DOWN = _HOP_BY_HOP | {
 }
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-
-
 def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """A client's headers, as a backend gets them: without keys, and without what is of one connection."""
     named = _named_by_connection(headers)
@@ -62,7 +59,7 @@ def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
         [
             (name, value)
             for name, value in headers.items()
-            if _goes_up(name) and _sendable(value) and not (named and name.lower() in named)
+            if _goes_up(name) and (value.isascii() or _sendable(value)) and not (named and name.lower() in named)
         ]
     )
     coding = kept.get("Content-Encoding")
@@ -83,21 +80,13 @@ def forwardable(headers: Mapping[str, str]) -> CIMultiDict[str]:
         [
             (name, value)
             for name, value in headers.items()
-            if _goes_down(name) and _sendable(value) and not (named and name.lower() in named)
+            if _goes_down(name) and (value.isascii() or _sendable(value)) and not (named and name.lower() in named)
         ]
     )
     for name, value in headers.items():
         if len(name) == 12 and name.lower() == "x-request-id" and _sendable(value):
             kept[UPSTREAM_REQUEST_ID] = value
     return kept
-
-
-def readable(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    """An upstream's headers without those that hold control characters, which no server would write again."""
-    given = list(headers)
-    if _CONTROL.search("".join([name + value for name, value in given])):
-        given = [(name, value) for name, value in given if not _CONTROL.search(name + value)]
-    return CIMultiDict(given)
 
 
 @lru_cache(maxsize=1024)
@@ -114,14 +103,10 @@ def _goes_down(name: str) -> bool:
 
 def _named_by_connection(headers: Mapping[str, str]) -> frozenset[str]:
     """Headers that a `Connection` header makes ones of the connection."""
-    return frozenset(
-        token.strip().lower()
-        for name, value in headers.items()
-        if len(name) == 10 and name.lower() == "connection"
-        for token in value.split(",")
-    )
+    lines = [value for name, value in headers.items() if len(name) == 10 and name.lower() == "connection"]
+    return frozenset([token.strip().lower() for line in lines for token in line.split(",")]) if lines else _NONE
 
 
 def _sendable(value: str) -> bool:
     """Bytes that were no UTF-8 arrive as lone surrogates, which cannot be written again."""
-    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    return not any("\ud800" <= c <= "\udfff" for c in value)

@@ -60,6 +60,8 @@ class Limits:
 
     def wait_s(self, now: float) -> float:
         """How long this backend is better left alone; 0: it may be asked."""
+        if self.requests is None and self.tokens is None:
+            return 0.0
         return max((b.wait_s(now) for b in (self.requests, self.tokens) if b is not None), default=0.0)
 
     def asked(self, now: float) -> None:

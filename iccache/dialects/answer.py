@@ -71,7 +71,7 @@ class Draft:
     def report(self, usage: object) -> None:
         """Usage may come in pieces: later numbers replace earlier ones."""
         if isinstance(usage, dict):
-            self.usage.update({k: v for k, v in usage.items() if v is not None})
+            self.usage.update([pair for pair in usage.items() if pair[1] is not None])
 
     def answer(self, usage: Usage | None) -> Answer:
         return Answer(
@@ -115,7 +115,7 @@ class WholeReader:
 
     def answer(self) -> Answer:
         draft = Draft(self._max_bytes)
-        body = load(b"".join(self._chunks))
+        body = load(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
         if isinstance(body, dict):
             draft.failed = bool(body.get("error"))
             self._grammar.whole(body, draft)

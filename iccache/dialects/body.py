@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import orjson
 
 from iccache.errors import RequestError
-from iccache.types import Controls, Form
+from iccache.types import NO_CONTROLS, Controls, Form
 
 MAX_DEPTH = 128  # levels of nesting
 CONTROLS = "iccache"  # the member that is for us
@@ -47,7 +47,7 @@ def controls(body: dict[str, Any]) -> Controls:
     keeps = None if body.get("store") is False else True  # the API's own flag: recorded only where we are told to
     asked = body.get(CONTROLS)
     if asked is None:
-        return Controls(store=keeps)
+        return NO_CONTROLS if keeps else Controls(store=keeps)
     if not isinstance(asked, dict):
         refuse(CONTROLS, "iccache must be an object.")
     known = ("backend", "examples", "store", "session")
@@ -117,8 +117,10 @@ def calls_tools(body: dict[str, Any], has_tools: bool) -> bool:
 
 def stops(value: object) -> tuple[str, ...]:
     """Stop sequences: one, or a list of them."""
+    if value is None:
+        return ()
     given = value if isinstance(value, list) else [value]
-    return tuple(stop for stop in given if isinstance(stop, str) and stop)
+    return tuple([stop for stop in given if isinstance(stop, str) and stop])
 
 
 def tokens(body: dict[str, Any], keys: Sequence[str]) -> int | None:

@@ -28,6 +28,7 @@ class Chat:
     def read(self, body: bytes) -> Ask:
         asked = bodies.parse(body)
         turns = [_turn(message) for message in bodies.required_list(asked, "messages")]
+        has_tools = _has_tools(asked)
         return Ask(
             dialect=self.name,
             body=body,
@@ -41,8 +42,8 @@ class Chat:
             turns=conversation.length(turns),
             max_output_tokens=bodies.tokens(asked, ("max_completion_tokens", "max_tokens")),
             subject=bodies.subject(asked),
-            has_tools=_has_tools(asked),
-            plain=bodies.calls_tools(asked, _has_tools(asked)) or bool(asked.get("logprobs")),
+            has_tools=has_tools,
+            plain=(has_tools and bodies.calls_tools(asked, has_tools)) or bool(asked.get("logprobs")),
             form=bodies.form(asked.get("response_format")),
             stop=bodies.stops(asked.get("stop")),
             bypass=_obstacle(asked, turns),
@@ -100,14 +101,16 @@ class _Grammar:
         return None if given is None or made is None else Usage(given, made, cached=cached)
 
     def _say(self, message: dict[str, Any], draft: Draft) -> None:
-        content = message.get("content")
-        draft.add(content)
-        for part in dicts(content):
-            if part.get("type") == "text":
-                draft.add(part.get("text"))
-        if message.get("tool_calls") or message.get("function_call"):
+        content, calls = message.get("content"), message.get("tool_calls")
+        if isinstance(content, str):
+            draft.add(content)
+        else:
+            for part in dicts(content):
+                if part.get("type") == "text":
+                    draft.add(part.get("text"))
+        if calls or message.get("function_call"):
             draft.has_tool_calls = True
-        for i, called in enumerate(dicts(message.get("tool_calls"))):
+        for i, called in enumerate(dicts(calls)):
             place = called.get("index")
             draft.call(place if isinstance(place, int) else i, mapping(called.get("function")).get("arguments"))
 
@@ -120,7 +123,7 @@ def _turn(message: object) -> Turn:
 
 
 def _has_tools(asked: dict[str, Any]) -> bool:
-    return any(asked.get(key) for key in ("tools", "functions", "web_search_options"))
+    return bool(asked.get("tools") or asked.get("functions") or asked.get("web_search_options"))
 
 
 def _obstacle(asked: dict[str, Any], turns: Sequence[Turn]) -> Reason | None:

@@ -84,29 +84,34 @@ def opening(roles: Iterator[Any]) -> int:
 
 
 def system(turns: Sequence[Turn], first: str = "") -> str:
-    return "\n\n".join(text for text in (first, *(t.text for t in turns if t.role is Role.SYSTEM)) if text)
+    return "\n\n".join([text for text in (first, *[t.text for t in turns if t.role is Role.SYSTEM]) if text])
 
 
 def prompt(turns: Sequence[Turn], first: str = "") -> str:
     """All text there is, as it is counted."""
-    return "\n".join(text for text in (first, *(t.text for t in turns)) if text)
+    return "\n".join([text for text in (first, *[t.text for t in turns]) if text])
 
 
 def before(turns: Sequence[Turn], first: str = "") -> str:
     """The text before the last question, as `prompt` has it; "" where nothing was said before but the system prompt."""
     earlier = turns[: last_question(turns)]
-    return prompt(earlier, first) if length(earlier) else ""
+    return prompt(earlier, first) if _anything_said(earlier) else ""
 
 
 def long_before_chars(turns: Sequence[Turn], first: str = "") -> int:
     """Characters of `before` that were there before the question before too."""
-    return len(prompt(turns[: last_question(turns[: last_question(turns)])], first)) if before(turns, first) else 0
+    earlier = turns[: last_question(turns)]
+    if not (_anything_said(earlier) and prompt(earlier, first)):
+        return 0
+    return len(prompt(earlier[: last_question(earlier)], first))
 
 
 def last_question(turns: Sequence[Turn | None]) -> int:
     """Where the last question begins: the user's messages in a row of which the last one is the user's last of all."""
-    last = next((i for i in range(len(turns) - 1, -1, -1) if _is(turns[i], Role.USER)), None)
-    if last is None:
+    last = len(turns) - 1
+    while last >= 0 and not _is(turns[last], Role.USER):
+        last -= 1
+    if last < 0:
         return len(turns)
     while last and _is(turns[last - 1], Role.USER):
         last -= 1
@@ -119,19 +124,24 @@ def _is(turn: Turn | None, role: Role) -> bool:
 
 def length(turns: Sequence[Turn]) -> int:
     """Messages, the system prompt apart."""
-    return sum(t.role is not Role.SYSTEM for t in turns)
+    return len([1 for t in turns if t.role is not Role.SYSTEM])
+
+
+def _anything_said(turns: Sequence[Turn]) -> bool:
+    """Whether there is a message beside the system prompt."""
+    return length(turns) > 0
 
 
 def obstacle(turns: Sequence[Turn]) -> Reason | None:
     """Why the conversation cannot be shown examples."""
     said = [t for t in turns if t.role is not Role.SYSTEM]
-    if any(t.role is Role.UNKNOWN for t in turns):
+    if UNKNOWN.role in [t.role for t in said]:
         return Reason.UNREADABLE
     if said and said[-1].role is Role.TOOL:
         return Reason.TOOL_LOOP
     if said and said[-1].role is Role.ASSISTANT:
         return Reason.PREFILL
-    if any(t.media for t in turns):
+    if True in [t.media for t in turns]:
         return Reason.MULTIMODAL
     if not said or not said[-1].text.strip():
         return Reason.EMPTY
@@ -145,8 +155,10 @@ def task(turns: Sequence[Turn]) -> str:
     before it what it may refer to: the question before, those before that as long as they are very short themselves,
     and the end of the last answer. `tests/bench/multi_turn.py` measures what this is worth.
     """
-    last = next((i for i in range(len(turns) - 1, -1, -1) if turns[i].role is Role.USER), None)
-    if last is None:
+    last = len(turns) - 1
+    while last >= 0 and turns[last].role is not Role.USER:
+        last -= 1
+    if last < 0:
         return ""
     asked = turns[last].text
     if not asked.strip() or _length(asked, STANDS_ALONE_CHARS) >= STANDS_ALONE_CHARS:
@@ -173,7 +185,9 @@ def _context(earlier: Sequence[Turn]) -> str:
 
 def _length(text: str, enough: int) -> int:
     """Characters, where one of a wide script counts as three; of a text beyond `enough`, at least that."""
-    said = " ".join(text.split())[:enough]
+    said = " ".join(text[: 4 * enough].split())[:enough]
+    if len(said) < enough and len(text) > 4 * enough:  # it is mostly white space
+        said = " ".join(text.split())[:enough]
     return len(said) if said.isascii() else sum(3 if unicodedata.east_asian_width(c) in "WF" else 1 for c in said)
 
 

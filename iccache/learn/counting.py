@@ -77,8 +77,10 @@ class Counting:
         self.metrics.dropped.labels("store").inc(count)
 
     def _spend(self, tenant: str, backend: str, usage: Usage, cost_usd: float) -> None:
-        for kind, count in (("input", usage.input), ("output", usage.output), ("example", usage.example)):
-            self.metrics.tokens.labels(backend, kind).inc(count)
+        labels = self.metrics.tokens.labels
+        labels(backend, "input").inc(usage.input)
+        labels(backend, "output").inc(usage.output)
+        labels(backend, "example").inc(usage.example)
         self.metrics.cost_usd.labels(backend).inc(cost_usd)
         self.spending.add(tenant, cost_usd)
 

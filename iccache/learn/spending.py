@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from iccache.learn.access import Access, InForce
+
+DAY_S = 86400
 
 
 class Spending:
@@ -16,7 +17,7 @@ class Spending:
         self.access = access
         self.wall = wall
         self._spent: dict[str, float] = {}
-        self._day = ""
+        self._day = 0  # of Unix time
 
     def today(self, tenant: str) -> float:
         self._new_day()
@@ -34,6 +35,6 @@ class Spending:
             self._spent[tenant.name] = max(stored, self._spent.get(tenant.name, 0.0))  # not all that costs is recorded
 
     def _new_day(self) -> None:
-        today = time.strftime("%Y-%m-%d", time.gmtime(self.wall()))
+        today = int(self.wall() // DAY_S)
         if today != self._day:
             self._spent, self._day = {}, today

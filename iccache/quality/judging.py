@@ -98,10 +98,13 @@ class Judging:
         self.waiting = 0
         self.limit = asyncio.Semaphore(AT_ONCE)
 
+    @property
+    def active(self) -> bool:
+        """Whether any answer is ever compared."""
+        return bool(self.judge.sample_rate or self.judge.duel_share)
+
     def consider(self, answered: Answered) -> None:
         """The answer is out. Returns at once."""
-        if not (self.judge.sample_rate or self.judge.duel_share):
-            return
         names = self._drawn(answered)
         if names is None or self.waiting >= WAITING or self.learner.recorder.full:
             return

@@ -6,18 +6,18 @@ What `make clients` does for many clients, in a few seconds for the one that the
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from aiohttp import web
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from iccache import config
-from iccache.api.server import make_app
+from iccache.api.serve import serving
 from iccache.assemble import Proxy
 from tests.clients.cases import SCHEMA, script
 from tests.clients.proxies import KEYS, two
@@ -57,17 +57,16 @@ async def through(request: pytest.FixtureRequest, upstream: Upstream, tmp_path: 
     if request.param == "routed":
         sections["routing"] = ROUTED
     settings = two(upstream.base_url, BACKENDS[request.param], **sections)
-    runner = web.AppRunner(
-        make_app(Proxy(config.parse(settings), KEYS)), handler_cancellation=True, access_log=None, shutdown_timeout=1
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
-    async with AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="client-key", max_retries=0) as made:
-        if request.param == "routed":  # so that there is an example to show
-            await made.chat.completions.create(model="large-model", messages=SUM)
-        yield made
-    await runner.cleanup()
+    proxy = Proxy(config.parse(settings), KEYS)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        async with (
+            serving(proxy, listener, last_word_s=1),
+            AsyncOpenAI(base_url=url, api_key="client-key", max_retries=0) as made,
+        ):
+            if request.param == "routed":  # so that there is an example to show
+                await made.chat.completions.create(model="large-model", messages=SUM)
+            yield made
 
 
 # ---- what it asks; what it sees

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from iccache import config
-from iccache.api.server import make_app
+from iccache.api.serve import serving
 from iccache.assemble import Proxy
 from tests.differential.wire import Script, Upstream, answer
 from tests.e2e.world import settings
@@ -38,18 +38,10 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def port(tmp_path: Path, upstream: Upstream) -> AsyncIterator[int]:
     """A proxy that waits no longer than SLOW_S, for a head or for a body."""
     data = settings(upstream.base_url, upstream.base_url, tmp_path / "ic.db", server={"body_timeout_s": SLOW_S})
-    runner = web.AppRunner(
-        make_app(Proxy(config.parse(data), {})),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=SLOW_S,
-        lingering_time=SLOW_S,
-        shutdown_timeout=1,
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield runner.addresses[0][1]
-    await runner.cleanup()
+    proxy = Proxy(config.parse(data), {})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with serving(proxy, listener, keepalive_s=SLOW_S, lingering_s=SLOW_S, last_word_s=1):
+            yield listener.getsockname()[1]
 
 
 async def heard(port: int, *sent: bytes, pause_s: float = 0, within_s: float = 10) -> bytes:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from iccache import config
-from iccache.api.server import make_app
+from iccache.api.serve import serving
 from iccache.assemble import Proxy
 from tests.fakes import ScriptedUpstream
 
@@ -143,16 +143,10 @@ async def world(
     async with ScriptedUpstream(models=["small-model"]) as small, ScriptedUpstream(models=["large-model"]) as large:
         data = settings(small.base_url, large.base_url, tmp_path / "ic.db", **sections)
         proxy = Proxy(config.parse(data), environ or {}, seed=seed)
-        runner = web.AppRunner(make_app(proxy), handler_cancellation=True, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        try:
-            async with aiohttp.ClientSession() as http:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            async with serving(proxy, listener, last_word_s=1), aiohttp.ClientSession() as http:
                 yield World(small, large, proxy, f"http://127.0.0.1:{port}", http)
-        finally:
-            await runner.cleanup()
 
 
 class Process:
