@@ -8,6 +8,7 @@ read. In the second case what was reserved stays reserved, and another try needs
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ PERHAPS_BILLED = frozenset({408, 502, 504})
 KEPT_ERROR_CHARS = 200
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None}  # of a field that a model refuses
 
+
+SENTENCE_END = re.compile(r"(?<!\d)[.!?\u3002][\"'*)\]]*(?=\s|$)")  # not of the number before an entry of a list
 
 ANSWER, JUDGEMENT, GUIDANCE = "answer", "judgement", "guidance"  # kinds of calls
 
@@ -109,7 +112,8 @@ class Caller:
         self.pace = pace
 
     async def ask(self, item: Item, kind: str, model: Model, prompt: Prompt) -> str:
-        """What `model` says, redacted; "" for an answer (not for a judgement) that is not whole, or not text.
+        """What `model` says, redacted; "" for an answer (not for a judgement) that is not whole, or not text. Of
+        guidance that came to its limit, the whole sentences.
 
         Raises OutOfBudget, Overloaded, Unanswerable, and Refused or BackendError when all tries failed.
         """
@@ -152,7 +156,7 @@ class Caller:
                 self.ledger.free(call)
             raise
         usage = answer.usage or most_used(prompt, answer)
-        text = self.redactor.redact(answer.text) if kind == JUDGEMENT or usable(answer) else ""
+        text = self.redactor.redact(_said(kind, answer))
         self.ledger.confirm(call, item, usage, nusd(model.backend, usage.input, usage.output), digest, text)
         return text
 
@@ -175,6 +179,20 @@ def identity(model: Model, prompt: Prompt) -> bytes:
 def usable(answer: Answer) -> bool:
     """A whole answer in text that came to its own end, and says so: a limit was set, so silence proves nothing."""
     return answer.complete and not answer.has_tool_calls and (answer.finish_reason or "").lower() in ENDED_WELL
+
+
+def _said(kind: str, answer: Answer) -> str:
+    """What of an answer is used."""
+    if kind == JUDGEMENT or usable(answer):
+        return answer.text
+    cut = kind == GUIDANCE and answer.finish_reason == "length" and not answer.has_tool_calls
+    return whole_sentences(answer.text) if cut else ""
+
+
+def whole_sentences(text: str) -> str:
+    """`text` up to the end of its last sentence."""
+    ends = [found.end() for found in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else ""
 
 
 def most_used(prompt: Prompt, answer: Answer) -> Usage:

@@ -201,12 +201,15 @@ class Ledger:
         )
         return True
 
-    def finish(self, item: Item) -> bool:
-        """Guidance was written, or cannot be. False when the item is no longer ours. Belongs into its transaction."""
+    def finish(self, item: Item, *, written: bool) -> bool:
+        """Guidance was written, or what was said cannot be used. False when the item is no longer ours.
+
+        Belongs into the transaction that writes it.
+        """
         mine = self.store.write(
-            "UPDATE replay_items SET worker = NULL, run_id = ?, result = 'distilled'"
+            "UPDATE replay_items SET worker = NULL, run_id = ?, result = ?"
             " WHERE example_id = ? AND round = ? AND attempt = ? AND result IS NULL",
-            [self.run_id, *item],
+            [self.run_id, "distilled" if written else "unusable", *item],
         )
         if mine:
             self.store.write(
@@ -289,22 +292,48 @@ class Ledger:
 
 
 def own_name() -> str:
-    """Host, process namespace, process and a random part: who a worker is, for itself and for others."""
-    return "|".join((_here(), str(os.getpid()), uuid.uuid4().hex[:8]))
+    """Host and process namespace, process, when it began, and a random part: who a worker is, for itself and others."""
+    pid = os.getpid()
+    return "|".join((_here(), str(pid), _began(pid) or "", uuid.uuid4().hex[:8]))
 
 
 def is_gone(worker: str) -> bool:
     """Whether a worker is certainly dead: it was a process of this machine, and is none now."""
-    here, pid, _ = worker.rsplit("|", 2)
-    if here != _here():
-        return False
+    pid = _pid_here(worker)
+    return pid is not None and not _is_running(pid, worker)
+
+
+def is_alive(worker: str) -> bool:
+    """Whether a worker is certainly a running process of this machine, whatever its lease says: clocks jump."""
+    pid = _pid_here(worker)
+    return pid is not None and _began(pid) is not None and _is_running(pid, worker)
+
+
+def _pid_here(worker: str) -> int | None:
+    """Its process, where that is one of this machine."""
+    here, _, rest = worker.rpartition("|")[0].rpartition("|")[0].rpartition("|")
+    return int(rest) if here == _here() and rest.isdecimal() else None
+
+
+def _is_running(pid: int, worker: str) -> bool:
+    """Whether `pid` runs and is not another that was given the same number since."""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        return True
+    began = _began(pid)
+    return began is None or began == worker.rsplit("|", 2)[1]
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None where the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return stat.rpartition(b")")[2].split()[19].decode()
 
 
 def _here() -> str:
@@ -316,4 +345,4 @@ def _here() -> str:
 def _held(item: sqlite3.Row, now: float) -> bool:
     """Whether somebody is at it."""
     worker, until = item["worker"], item["lease_until"]
-    return worker is not None and until >= now and not is_gone(worker)
+    return worker is not None and (until >= now or is_alive(worker)) and not is_gone(worker)

@@ -234,12 +234,14 @@ class ReplayStore(SqliteStore):
         return [row["id"] for row in rows]
 
     def distilled_from(self, ids: Sequence[str]) -> int:
-        """How large the cluster was when the guidance was written that was made from any of `ids`; 0: there is none."""
+        """How large the cluster was when the guidance was written that was made from any of `ids`, or when what the
+        teacher said of it could not be used; 0: neither.
+        """
         row = self._row(
-            "SELECT coalesce(max(-round), 0) FROM replay_items WHERE round < 0 AND result = 'distilled'"
-            " AND example_id IN (SELECT value FROM json_each(:ids)) AND EXISTS (SELECT 1 FROM derivations d"
-            " JOIN examples e ON e.id = d.derived_id WHERE d.source_id IN (SELECT value FROM json_each(:ids))"
-            " AND e.backend = 'distilled')",
+            "SELECT coalesce(max(-round), 0) FROM replay_items WHERE round < 0"
+            " AND example_id IN (SELECT value FROM json_each(:ids)) AND (result = 'unusable' OR result = 'distilled'"
+            " AND EXISTS (SELECT 1 FROM derivations d JOIN examples e ON e.id = d.derived_id"
+            " WHERE d.source_id IN (SELECT value FROM json_each(:ids)) AND e.backend = 'distilled'))",
             {"ids": orjson.dumps(list(ids)).decode()},
         )
         assert row is not None

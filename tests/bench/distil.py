@@ -25,6 +25,7 @@ import numpy as np
 
 from iccache import config
 from iccache.demo.tasks import TASKS, Task, correct
+from iccache.errors import IccacheError
 from iccache.examples.embed import make_embedder
 from iccache.types import Match
 from replay import assemble
@@ -51,6 +52,8 @@ async def measure(
             cache.fill(task, parts.pool, spoiled(parts.pool, 0.0))
             await assemble.run(settings, Options(workers=1, limit=0), Quiet(), environ={})
             guidance = [e for e in cache.store.list_examples(TENANT, limit=1000) if e.backend == DISTILLED]
+            if not guidance:
+                raise IccacheError(f"{task.name}: the teacher wrote no guidance that can be used")
             outcomes: dict[str, list[bool]] = {condition: [] for condition in CONDITIONS}
             for item in parts.held_out[:HELD_OUT]:
                 shown = cache.choose(task, item)

@@ -82,6 +82,7 @@ class Measured(NamedTuple):
 
     task: str
     kept_by: str
+    seed: int
     bad_before: float  # share of the cache's answers that are wrong
     bad_after: float
     before: list[bool]  # per held-out request
@@ -90,17 +91,28 @@ class Measured(NamedTuple):
     billed_nusd: int  # by the upstream's ledger
 
 
-def split(task: Task) -> Split:
+class World(NamedTuple):
+    """Which requests, and how many."""
+
+    seed: int = SEED
+    traffic: int = TRAFFIC
+    held_out: int = HELD_OUT
+
+
+USUAL = World()
+
+
+def split(task: Task, world: World = USUAL) -> Split:
     """Three lists that share no request."""
     items = list({item.prompt: item for item in task.items()}.values())
-    random.Random(f"{task.name} {SEED}").shuffle(items)
-    a, b = POOL, POOL + TRAFFIC
-    return Split(items[:a], items[a:b], items[b : b + HELD_OUT])
+    random.Random(f"{task.name} {world.seed}").shuffle(items)
+    a, b = POOL, POOL + world.traffic
+    return Split(items[:a], items[a:b], items[b : b + world.held_out])
 
 
-def spoiled(pool: Sequence[Item], share: float) -> list[str]:
+def spoiled(pool: Sequence[Item], share: float, seed: int = SEED) -> list[str]:
     """The answers for `pool`, `share` of them another request's, which is another answer."""
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     bad = set(rng.sample(range(len(pool)), round(share * len(pool))))
     return [
         rng.choice([o.target for o in pool if normal(o.target) != normal(item.target)]) if n in bad else item.target
@@ -219,15 +231,21 @@ class Cache:
 
 
 async def measure(
-    task: Task, kept_by: str, recorded: Recorded, base_url: str, embedder: Any, session: aiohttp.ClientSession
+    task: Task,
+    kept_by: str,
+    world: World,
+    recorded: Recorded,
+    base_url: str,
+    embedder: Any,
+    session: aiohttp.ClientSession,
 ) -> Measured:
-    parts = split(task)
+    parts = split(task, world)
     recorded.begin()
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(Path(folder), base_url, KEPT_BY[kept_by], merge=False)
         cache = Cache(settings, embedder, session)
         with closing(cache.store):
-            cache.fill(task, parts.pool, spoiled(parts.pool, BAD))
+            cache.fill(task, parts.pool, spoiled(parts.pool, BAD, world.seed))
             bad_before = cache.wrong(parts.pool)
             await cache.serve(task, parts.traffic)
             before = await cache.accuracy(task, parts.held_out)
@@ -238,7 +256,7 @@ async def measure(
             cache.retriever.load()
             after = await cache.accuracy(task, parts.held_out)
             bad_after = cache.wrong(parts.pool)
-    return Measured(*(task.name, kept_by, bad_before, bad_after, before, after, report, billed))
+    return Measured(*(task.name, kept_by, world.seed, bad_before, bad_after, before, after, report, billed))
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
@@ -255,10 +273,12 @@ def as_row(m: Measured) -> dict[str, Any]:
     return {
         "task": m.task,
         "kept_by": m.kept_by,
+        "seed": m.seed,
         "bad_before": m.bad_before,
         "bad_after": m.bad_after,
         "accuracy": {name: float(np.mean(getattr(m, name))) for name in ("before", "after")},
         "lift": {"mean": lift, "low": low, "high": high, "n": len(m.after)},
+        "outcomes": {"before": m.before, "after": m.after},
         "usd": {"report": told["usd"]["confirmed"], "upstream": m.billed_nusd / 1e9},
         "report": told,
     }
@@ -266,21 +286,30 @@ def as_row(m: Measured) -> dict[str, Any]:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        f"{'task':<22}{'kept by':<11}{'bad answers':<14}{'student before':>15}{'after':>7}"
+        f"{'task, seed':<26}{'kept by':<11}{'bad answers':<14}{'student before':>15}{'after':>7}"
         f"  {'lift':<22}{'USD':>10}{'upstream':>10}"
     ]
     for row in rows:
         lift, accuracy = row["lift"], row["accuracy"]
         interval = f"{lift['mean']:+.2f} [{lift['low']:+.2f}, {lift['high']:+.2f}]"
+        name = f"{row['task']}, {row['seed']}"
         lines.append(
-            f"{row['task']:<22}{row['kept_by']:<11}{row['bad_before']:.2f} -> {row['bad_after']:.2f}  "
+            f"{name:<26}{row['kept_by']:<11}{row['bad_before']:.2f} -> {row['bad_after']:.2f}  "
             f"{accuracy['before']:>15.2f}{accuracy['after']:>7.2f}"
             f"  {interval:<22}{row['usd']['report']:>10.6f}{row['usd']['upstream']:>10.6f}"
         )
     return "\n".join(lines)
 
 
-async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def pooled(rows: Sequence[dict[str, Any]]) -> str:
+    """All of them as one: the mean lift over all requests, its interval by bootstrap over them."""
+    before, after = ([right for row in rows for right in row["outcomes"][when]] for when in ("before", "after"))
+    lift, low, high = paired(before, after)
+    mean = f"{np.mean(before):.2f} -> {np.mean(after):.2f}"
+    return f"together, n = {len(after)}: {mean}, {lift:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task], world: World) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         recorded = Recorded(record, Path(scratch))
@@ -289,7 +318,7 @@ async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task]) -> li
         async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
             for how in kept_by:
                 for task in tasks:
-                    rows.append(as_row(await measure(task, how, recorded, base_url, embedder, session)))
+                    rows.append(as_row(await measure(task, how, world, recorded, base_url, embedder, session)))
                     print(as_table(rows[-1:]), flush=True)
         if recorded.asked_models:
             recorded.compact()
@@ -303,10 +332,16 @@ def main() -> None:
     parser.add_argument("--kept-by", choices=[*KEPT_BY], action="append")
     parser.add_argument("--task", choices=[task.name for task in TASKS], action="append")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=SEED, help="Which requests, and which answers are bad.")
+    parser.add_argument("--traffic", type=int, default=TRAFFIC)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    parser.add_argument("--with", dest="others", type=Path, action="append", default=[], help="Pool with this --json.")
     options = parser.parse_args()
     tasks = [task for task in TASKS if options.task is None or task.name in options.task]
-    rows = asyncio.run(run(options.record, options.kept_by or [*KEPT_BY], tasks))
+    world = World(options.seed, options.traffic, options.held_out)
+    rows = asyncio.run(run(options.record, options.kept_by or [*KEPT_BY], tasks, world))
     print(as_table(rows))
+    print(pooled([*rows, *(row for file in options.others for row in json.loads(file.read_text()))]))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -142,6 +142,24 @@ async def test_it_is_written_once_until_the_cluster_has_doubled(world: World, tm
     assert written == [1, 0, 1, 0]
 
 
+async def test_what_cannot_be_used_is_not_paid_for_at_every_run(world: World, tmp_path: Path) -> None:
+    settings = settings_of(world, tmp_path)
+    world.says = lambda prompt: "Answer with <|im_end|> alone."  # a chat template's marker
+    fill(settings, around(0, CLUSTER))
+    for _ in range(3):
+        await replayed(settings)
+    assert guidance_of(settings) == [] and len(world.asked("teacher")) == 1
+
+
+async def test_of_guidance_that_was_cut_the_whole_sentences_stay(world: World, tmp_path: Path) -> None:
+    settings = settings_of(world, tmp_path)
+    world.says = lambda prompt: "Answer with one word (in lower case.) Never explain.\n2. And then"
+    world.upstream.by_model["teacher"].finish_reason = "length"
+    fill(settings, around(0, CLUSTER))
+    await replayed(settings)
+    assert [e.answer for e in guidance_of(settings)] == ["Answer with one word (in lower case.) Never explain."]
+
+
 async def test_the_plan_tells_what_guidance_would_cost_at_most(world: World, tmp_path: Path) -> None:
     settings = settings_of(world, tmp_path)
     fill(settings, around(0, 20))

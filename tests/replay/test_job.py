@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from iccache.types import ExampleStats
 from replay.calls import Pace
 from replay.job import GREEDY, TEMPERATURE, Stop, temperature
-from replay.ledger import Ledger
+from replay.ledger import LEASE_S, Ledger
 from replay.prices import NUSD
 from replay.store import Recovery
 from tests.factories import make_exchange, make_feedback
@@ -507,6 +507,23 @@ def test_an_item_of_the_dead_is_taken_over_and_of_the_living_is_not(tmp_path: Pa
     now[0] += 100
     second = two.claim("e000", 5)
     assert second is not None and second.attempt == first.attempt + 1
+
+
+def test_an_item_of_a_process_that_runs_is_not_taken_over_when_the_clock_jumps(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, "http://127.0.0.1:9")
+    fill(settings, [bad(0)])
+    now = [1000.0]
+    one, two = (Ledger(opened(settings), BUDGET_USD, clock=lambda: now[0]) for _ in range(2))  # of this very process
+    one.enter()
+    two.enter()
+    assert one.claim("e000", 5) is not None
+    now[0] += 10 * LEASE_S
+    assert two.claim("e000", 5) is None
+    with one.store.transaction():
+        here, pid, _, rest = one.worker.rsplit("|", 3)
+        one.store.write("UPDATE replay_items SET worker = ?", [f"{here}|{pid}|1|{rest}"])  # begun at another time
+    now[0] -= 10 * LEASE_S
+    assert two.claim("e000", 5) is not None, "the same number, but another process"
 
 
 @pytest.mark.parametrize("body", [b'{"choices": [{"mess', b"[1, 2]", b'{"choices": []}', b"\xff"])
