@@ -265,14 +265,7 @@ def hold(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """Keep examples, and what was derived from them, from being shown, until they are released."""
     from iccache.types import Hold
 
-    with _writing(config.load(path)) as store:
-        found = {e.id for e in store.examples(ids)}
-        held = store.hold(ids, Hold.SUSPECT)
-    if as_json:
-        _print_json({"held": held, "missing": sorted(set(ids) - found)})
-    else:
-        click.echo(f"{len(held)} examples held")
-    _require_all(ids, found)
+    _change(path, as_json, ids, "held", lambda store: store.hold(ids, Hold.SUSPECT))
 
 
 @examples.command()
@@ -281,14 +274,7 @@ def hold(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 def release(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """Let held examples be shown. Exit code 1 when one of them is not there; the others are released."""
-    with _writing(config.load(path)) as store:
-        found = {e.id for e in store.examples(ids)}
-        released = store.release(ids)
-    if as_json:
-        _print_json({"released": released, "missing": sorted(set(ids) - found)})
-    else:
-        click.echo(f"{len(released)} examples released")
-    _require_all(ids, found)
+    _change(path, as_json, ids, "released", lambda store: store.release(ids))
 
 
 @examples.command()
@@ -365,6 +351,20 @@ def restore(path: Path | None, as_json: bool, file: Path, keep: bool) -> None:
         _print_json({"restored": str(file), "examples": count, "kept": None if kept is None else str(kept)})
     else:
         click.echo(f"restored {file}: {count} examples" + ("" if kept is None else f"; what there was is in {kept}"))
+
+
+def _change(
+    path: Path | None, as_json: bool, ids: tuple[str, ...], name: str, change: Callable[[ExampleStore], list[str]]
+) -> None:
+    """Do something to examples, and say to which; its past participle is `name`."""
+    with _writing(config.load(path)) as store:
+        found = {e.id for e in store.examples(ids)}
+        changed = change(store)
+    if as_json:
+        _print_json({name: changed, "missing": sorted(set(ids) - found)})
+    else:
+        click.echo(f"{len(changed)} examples {name}")
+    _require_all(ids, found)
 
 
 def _require_tenant(settings: config.Config, tenant: str) -> None:
