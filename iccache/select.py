@@ -275,7 +275,8 @@ class Select:
         limits, cap = self.settings.selection, job.ask.controls.examples
         if not limits.shared_examples or not self._wanted(job):
             return ()
-        examples = self.shared.of(job.tenant, application(job.ask.system))[-limits.shared_examples :]
+        examples = self.shared.of(job.tenant, application(job.ask.system), recalled.embedding)
+        examples = examples[-limits.shared_examples :]
         room = min(limits.max_tokens, student.context_window_tokens - job.request_tokens - self._reply(job))
         if (
             not examples

@@ -6,12 +6,12 @@ They are kept as states in the store, and every proxy takes them over within sec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from iccache.config import Backend
 from iccache.examples.selector import THRESHOLD_STATE
-from iccache.examples.shared import SETS_STATE, SetOf, build_set, pack, unpack
+from iccache.examples.shared import SETS_STATE, SetOf, build_set, centre_of, clusters, pack, unpack
 from iccache.examples.showing import price_of
 from iccache.examples.store import ExampleStore
 from iccache.examples.training import Scored, calibration, fit
@@ -25,6 +25,7 @@ LEAST_ANSWERS = 50  # scored, with the way that was taken, before weights are tr
 ANSWERS = 20_000  # the newest that are learned from
 LEAST_EXAMPLES = 24  # of a kind of request, before it gets a shared set
 EXAMPLES = 2048  # the newest of a kind that a set stands for
+NO_SYSTEM = f"{application(''):016x}"
 GROWN = 2.0  # by how much a kind has to grow before its set is made anew
 
 
@@ -112,22 +113,39 @@ def build_sets(store: ExampleStore, tenant: str | None = None) -> int:
     """Build the shared sets that are missing or out of date; how many there are then.
 
     A set stays as it is, so that engines keep it computed, until one of its examples is gone, held or known to be
-    bad, or its kind of request has grown GROWN times since.
+    bad, or its kind of request has grown GROWN times since. Those of a tenant's requests without a system prompt, which
+    are told apart by what is asked, are made anew together.
     """
     kept = store.load_state(SETS_STATE)
-    old = {(s.tenant, s.system): s for s in ([] if kept is None else _unpacked(kept[1]))}
-    kinds = _kinds(store.each_example(tenant))
-    sets = [s for s in old.values() if tenant is not None and s.tenant != tenant]
-    for (owner, name), (count, newest) in kinds.items():
-        known = old.get((owner, name))
-        if known is not None and count < GROWN * known.examples and _still_good(known, store, newest[0].embedder):
-            sets.append(known)
-        elif count >= LEAST_EXAMPLES and (chosen := build_set(newest)):
-            sets.append(SetOf(owner, name, [e.id for e in chosen], count))
+    old: dict[tuple[str, str], list[SetOf]] = {}
+    for one in [] if kept is None else _unpacked(kept[1]):
+        old.setdefault((one.tenant, NO_SYSTEM if one.centre else one.system), []).append(one)
+    sets = [s for (owner, _), some in old.items() if tenant is not None and owner != tenant for s in some]
+    for (owner, name), (count, newest) in _kinds(store.each_example(tenant)).items():
+        known = old.get((owner, name), [])
+        good = all(count < GROWN * s.examples and _still_good(s, store, newest[0].embedder) for s in known)
+        sets += known if known and good else _new_sets(owner, name, count, newest)
     blob = pack(sorted(sets, key=lambda s: (s.tenant, s.system)))
     if kept is None or kept[1] != blob:
         store.save_state(SETS_STATE, store.last_change(), blob)
     return len(sets)
+
+
+def _new_sets(owner: str, name: str, count: int, newest: Sequence[Example]) -> list[SetOf]:
+    """Of one kind that a system prompt names, or of all that none does."""
+    if count < LEAST_EXAMPLES:
+        return []
+    if name != NO_SYSTEM:
+        chosen = build_set(newest)
+        return [SetOf(owner, name, [e.id for e in chosen], count)] if chosen else []
+    sets = []
+    for number, rows in enumerate(clusters(newest, LEAST_EXAMPLES)):
+        members = [newest[row] for row in rows]
+        if chosen := build_set(members):
+            centre, reach = centre_of(members)
+            ids = [e.id for e in chosen]
+            sets.append(SetOf(owner, f"{number:x}", ids, count, [round(float(x), 5) for x in centre], reach))
+    return sets
 
 
 def _unpacked(state: bytes) -> list[SetOf]:
@@ -138,24 +156,19 @@ def _unpacked(state: bytes) -> list[SetOf]:
 
 
 def _kinds(examples: Iterable[Example]) -> dict[tuple[str, str], tuple[int, list[Example]]]:
-    """By tenant and system prompt: how many examples there are, and the newest of them. Without one, there is no
-    kind.
-    """
+    """By tenant and system prompt, NO_SYSTEM for none: how many examples there are, and the newest of them."""
     count: dict[tuple[str, str], int] = {}
     newest: dict[tuple[str, str], deque[Example]] = {}
-    for example in _shown(examples):
-        name = (example.tenant, f"{application(example.system):016x}")
-        count[name] = count.get(name, 0) + 1
-        newest.setdefault(name, deque(maxlen=EXAMPLES)).append(example)
+    for example in examples:
+        if example.held is None:
+            name = (example.tenant, f"{application(example.system):016x}")
+            count[name] = count.get(name, 0) + 1
+            newest.setdefault(name, deque(maxlen=EXAMPLES)).append(example)
     found = {}
     for name, some in newest.items():
         model = some[-1].embedder  # while examples are being embedded anew, those of the newest model stand for all
         found[name] = (count[name], [e for e in some if e.embedder == model])
     return found
-
-
-def _shown(examples: Iterable[Example]) -> Iterator[Example]:
-    return (e for e in examples if e.held is None and e.system.strip())
 
 
 def _still_good(known: SetOf, store: ExampleStore, embedder: str) -> bool:

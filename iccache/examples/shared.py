@@ -15,12 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from iccache.types import Change, Example, Matrix
+from iccache.types import Change, Example, Matrix, Vector
 
 SETS_STATE = "shared sets"  # under which the store keeps what `pack` gives
 SIZE = 8
 LABELS_COVER = 0.6  # of the examples: where so few answers make up so many of them, the answers are labels
 ITERATIONS = 20
+CLUSTERS = 8  # of one tenant's requests without a system prompt, at most
+REACH_LEAVES = 0.05  # share of a cluster's examples that are too far from its centre to say how far it reaches
+BEYOND = 1.25  # new requests are farther from the centre than those that it is the centre of
 LONGEST_TOKENS = 256  # an example longer than this is no general one
 
 
@@ -102,13 +105,36 @@ def _medoid(vectors: Matrix, rows: NDArray[np.intp]) -> int:
     return int(rows[int(np.argmax(group @ group.mean(axis=0)))])
 
 
+def clusters(examples: Sequence[Example], least: int, most: int = CLUSTERS) -> list[NDArray[np.intp]]:
+    """Rows of each kind of request among those that no system prompt tells apart, by what is asked: at most `most`
+    clusters of at least `least` examples. The same examples in the same order give the same clusters.
+    """
+    count = min(most, len(examples) // (2 * least))
+    if not count:
+        return [np.arange(len(examples))] if len(examples) >= least else []
+    vectors = np.stack([e.embedding for e in examples]).astype(np.float32)
+    return [rows for rows in _by_cluster(vectors, count) if len(rows) >= least]
+
+
+def centre_of(examples: Sequence[Example]) -> tuple[Vector, float]:
+    """The mean direction (dim,), unit norm, and the least cosine to it of what is still of this kind: BEYOND times as
+    far from it as all examples but the REACH_LEAVES farthest.
+    """
+    vectors = np.stack([e.embedding for e in examples]).astype(np.float32)
+    mean = vectors.mean(axis=0)
+    centre: Vector = mean / max(float(np.linalg.norm(mean)), 1e-9)
+    return centre, 1 - BEYOND * (1 - float(np.quantile(vectors @ centre, REACH_LEAVES)))
+
+
 class SetOf(msgspec.Struct, frozen=True):
     """One shared set as it is kept: for which kind of request, and which examples in which order."""
 
     tenant: str
-    system: str  # digest of the system prompt, as `application` gives it, in hex
+    system: str  # digest of the system prompt, as `application` gives it, in hex; of none: a number of the cluster
     ids: list[str]
-    examples: int = 0  # of its kind, when it was built
+    examples: int = 0  # of its kind when it was built; of none: all that the tenant had without a system prompt
+    centre: list[float] = []  # (dim,) of requests without a system prompt: those near it are of this kind
+    reach: float = 1.0  # their least cosine to it
 
 
 def pack(sets: Iterable[SetOf]) -> bytes:
@@ -131,10 +157,15 @@ class SharedSets:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], tuple[Example, ...]] = {}
+        self._centred: dict[str, list[SetOf]] = {}  # by tenant: those that go by what is asked
 
     def load(self, sets: Iterable[SetOf], store: ExampleReader) -> None:
         """Take over new sets. What is no longer in the store, or another tenant's, is left out."""
-        self._sets = {(one.tenant, one.system): _usable(store.examples(one.ids), one.tenant) for one in sets}
+        self._sets, self._centred = {}, {}
+        for one in sets:
+            self._sets[one.tenant, one.system] = _usable(store.examples(one.ids), one.tenant)
+            if one.centre:
+                self._centred.setdefault(one.tenant, []).append(one)
 
     def apply(self, changes: Iterable[Change], store: ExampleReader) -> None:
         """Follow the store: an example that was changed is shown as it is now, one that was deleted no more."""
@@ -143,9 +174,21 @@ class SharedSets:
             if any(e.id in changed for e in examples):
                 self._sets[name] = _usable(store.examples([e.id for e in examples]), name[0])
 
-    def of(self, tenant: str, application: int) -> tuple[Example, ...]:
-        """The set of one kind of request, in the order to be shown; empty where there is none."""
-        return self._sets.get((tenant, f"{application:016x}"), ())
+    def of(self, tenant: str, application: int, embedding: Vector) -> tuple[Example, ...]:
+        """The set of the kind that a request (dim,) under a system prompt is of, in the order to be shown; empty where
+        there is none. Without one (application 0) it is of the kind whose centre it is nearest to, if within its reach.
+        """
+        if application:
+            return self._sets.get((tenant, f"{application:016x}"), ())
+        cosines = [
+            (float(np.dot(one.centre, embedding)), one)
+            for one in self._centred.get(tenant, ())
+            if len(one.centre) == len(embedding)
+        ]
+        if not cosines:
+            return ()
+        cosine, nearest = max(cosines, key=lambda found: found[0])
+        return self._sets[tenant, nearest.system] if cosine >= nearest.reach else ()
 
 
 def _usable(examples: Iterable[Example], tenant: str) -> tuple[Example, ...]:

@@ -89,6 +89,20 @@ async def test_a_shared_set_is_built_by_replay_taken_over_and_shown_the_same_to_
         assert capped.header("examples") in ("0", "1")
 
 
+async def test_requests_without_a_system_prompt_are_shown_the_set_of_what_they_ask(tmp_path: Path) -> None:
+    async with world(tmp_path, selection={"leave_out_share": 0.0}) as w:
+        await fill(w, "", 30)
+        assert await asyncio.to_thread(_build_sets, w.proxy) == 1
+        await w.proxy.learner.lessons.look()
+        for i in range(200):
+            answered = await ask(w, f" thing number {i % 30}", "")
+            if (await w.recorded(answered.id)).extra["way"]["way"] == "shared":
+                break
+            await w.feedback(answered.id, score=0.0)
+        shown = [m["content"] for m in w.small.requests[-1].json["messages"]][1:-1]
+        assert sorted(shown[1::2]) == sorted(LABELS)
+
+
 async def test_the_threshold_that_replay_has_measured_is_taken_over_and_outlives_new_settings(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await fill(w, "Name the colour.", 8)

@@ -8,7 +8,7 @@ import pytest
 
 from iccache import config
 from iccache.examples.selector import THRESHOLD_STATE, restored_threshold
-from iccache.examples.shared import SETS_STATE, unpack
+from iccache.examples.shared import SETS_STATE, SharedSets, unpack
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.training import Scored, calibration, fit
 from iccache.examples.traits import application
@@ -113,7 +113,7 @@ def sets(store: ExampleStore) -> dict[str, list[str]]:
 def test_every_kind_with_enough_examples_gets_a_set_that_stays(store: ExampleStore) -> None:
     fill(store, "Sort it.", 30)
     fill(store, "Rare.", 5)
-    fill(store, "", 40)
+    fill(store, "", 20)
     assert lessons.build_sets(store) == 1
     name = f"{application('Sort it.'):016x}"
     before = sets(store)
@@ -140,6 +140,51 @@ def test_a_set_is_made_anew_when_it_no_longer_stands_for_its_kind(store: Example
     (after,) = sets(store).values()
     assert after != before
     assert spoil == "grown" or before[0] not in after
+
+
+def fill_plain(store: ExampleStore, topic: int, count: int, first: int = 0) -> None:
+    """Examples without a system prompt, of a topic that their embeddings tell."""
+    for i in range(first, first + count):
+        vector = np.random.default_rng([topic, i]).normal(0, 0.05, 8).astype(np.float32)
+        vector[topic] += 1.0
+        vector /= np.linalg.norm(vector)
+        name = f"{topic}-{i}"
+        store.admit(make_example(name, request=f"{name} is asked", answer=f"{name} is said", embedding=vector))
+
+
+def test_requests_without_a_system_prompt_get_the_set_of_what_they_ask(store: ExampleStore) -> None:
+    for topic in range(3):
+        fill_plain(store, topic, 40)
+    assert lessons.build_sets(store) == 2  # of 120 examples; not one for each topic, but each topic is in one alone
+    in_force = SharedSets()
+    kept = store.load_state(SETS_STATE)
+    assert kept is not None
+    in_force.load(unpack(kept[1]), store)
+    direction = np.eye(8, dtype=np.float32)
+    shown = [{e.request[0] for e in in_force.of("t", 0, direction[topic])} for topic in range(3)]
+    assert all(str(topic) in topics for topic, topics in enumerate(shown))
+    assert {"0"} in shown or {"1"} in shown or {"2"} in shown
+    assert in_force.of("t", 0, direction[5]) == ()
+    assert in_force.of("other", 0, direction[0]) == ()
+    assert in_force.of("t", application("Be brief."), direction[0]) == ()
+    assert in_force.of("t", 0, np.ones(4, np.float32) / 2) == ()
+
+
+def test_sets_without_a_system_prompt_stay_until_they_are_out_of_date(store: ExampleStore) -> None:
+    for topic in range(2):
+        fill_plain(store, topic, 50)
+    lessons.build_sets(store)
+    before = store.load_state(SETS_STATE)
+    fill_plain(store, 0, 40, first=50)
+    lessons.build_sets(store)
+    assert store.load_state(SETS_STATE) == before
+    fill_plain(store, 2, 100)
+    assert lessons.build_sets(store) > 2
+    assert before is not None
+    after = sets(store)
+    store.delete_examples(next(iter(after.values()))[:1])
+    lessons.build_sets(store)
+    assert sets(store) != after
 
 
 def test_known_bad_examples_are_in_no_set(store: ExampleStore) -> None:

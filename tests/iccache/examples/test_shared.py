@@ -10,6 +10,8 @@ from iccache.examples.traits import application
 from iccache.types import Change, ChangeKind, Example, ExampleStats, Vector
 from tests.factories import make_example
 
+NOWHERE = np.zeros(8, np.float32)
+
 
 def near(kind: int, rng: np.random.Generator) -> Vector:
     vector = np.zeros(8, np.float32)
@@ -67,12 +69,12 @@ def test_sets_survive_their_state_and_follow_the_store() -> None:
     name = application("Be brief.")
     sets = SharedSets()
     sets.load(unpack(pack([SetOf("t", f"{name:016x}", ["b", "gone", "a", "c"])])), shelf)
-    assert [e.id for e in sets.of("t", name)] == ["b", "a"]
-    assert sets.of("u", name) == ()
+    assert [e.id for e in sets.of("t", name, NOWHERE)] == ["b", "a"]
+    assert sets.of("u", name, NOWHERE) == ()
     shelf.kept["b"] = shelf.kept["b"]._replace(answer="better")
     del shelf.kept["a"]
     sets.apply([Change(1, ChangeKind.EXAMPLE, "b"), Change(2, ChangeKind.EXAMPLE, "a")], shelf)
-    assert [e.answer for e in sets.of("t", name)] == ["better"]
+    assert [e.answer for e in sets.of("t", name, NOWHERE)] == ["better"]
 
 
 def test_what_is_no_state_of_sets_is_refused() -> None:
