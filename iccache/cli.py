@@ -436,12 +436,15 @@ def _print_json(value: Any, *, err: bool = False) -> None:
 
 def _log_to_stderr(level: str) -> None:
     """JSON lines where a program reads them, plain lines on a terminal."""
+    from iccache.logs import FromClients
+
     handler = logging.StreamHandler()
     make: Callable[[], logging.Formatter] = _plain if sys.stderr.isatty() else _json
     handler.setFormatter(make())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("faiss", "sentence_transformers", "transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(FromClients())
 
 
 def _plain() -> logging.Formatter:

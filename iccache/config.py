@@ -377,12 +377,17 @@ def secret(environ: Mapping[str, str], name: str, wanted_by: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether listening on `host` is reachable from this machine alone."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def host_of(place: str) -> str:
+    """`host:port` without the port."""
+    return place[: place.find("]") + 1] if place.startswith("[") else place.partition(":")[0]
 
 
 class Setting(NamedTuple):

@@ -8,6 +8,19 @@ import time
 import orjson
 
 
+class FromClients(logging.Filter):
+    """Of what a client did wrong or broke off, aiohttp's server says the kind alone: its error would quote the client's
+    bytes, keys among them, and a traceback for every such request would fill a disk."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        exc = record.exc_info[1] if record.exc_info else None
+        if exc is not None and (isinstance(exc, ConnectionError) or type(exc).__module__ == "aiohttp.http_exceptions"):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            record.msg, record.args = f"a client's request could not be served: {type(exc).__name__}", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
 class JsonFormatter(logging.Formatter):
     """{"at", "level", "logger", "message"}, and "error" with the traceback where there is one."""
 

@@ -6,12 +6,15 @@ import ipaddress
 
 from aiohttp import web
 
+from iccache import config
 from iccache.api.app import PROXY
 from iccache.api.auth import bearer, same_key
 from iccache.errors import RequestError
 from iccache.explain import example_as_json, exchange_as_json
 
 MOST_AT_ONCE = 1000
+LARGEST_NUMBER = 2**63 - 1  # what a store can count to
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
 def add_routes(app: web.Application) -> None:
@@ -81,14 +84,21 @@ def _allowed(request: web.Request) -> None:
 
 
 def _from_here(request: web.Request) -> bool:
+    """Whether it was this machine that asked: not another one through a proxy that runs here, nor a web page whose
+    name was made to point here (the browser still says that name in `Host`)."""
     try:
-        return ipaddress.ip_address(request.remote or "").is_loopback
+        near = ipaddress.ip_address(request.remote or "").is_loopback
     except ValueError:
         return False
+    return (
+        near
+        and config.is_loopback(config.host_of(request.host))
+        and not any(name in request.headers for name in FORWARDED)
+    )
 
 
 def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdecimal()):
         raise RequestError(400, f"{name} is a whole number, not {text!r}", param=name)
-    return int(text)
+    return min(int(text[:20]), LARGEST_NUMBER)

@@ -63,8 +63,10 @@ class Gate:
                 self.buckets[name] = before.buckets[name]
 
     def tenant(self, headers: Mapping[str, str]) -> str:
-        """The tenant whose key the headers carry. Raises RequestError 401 where there is none."""
+        """The tenant whose key the headers carry. Raises RequestError 401 where there is none; where nobody needs one,
+        403 for web pages from elsewhere."""
         if not self.tenants:
+            _refuse_foreign_pages(headers)
             return DEFAULT_TENANT
         given = _digest(bearer(headers))
         found = None
@@ -93,6 +95,23 @@ class Gate:
                 86400 - time.time() % 86400,
                 "insufficient_quota",
             )
+
+
+def _refuse_foreign_pages(headers: Mapping[str, str]) -> None:
+    """A browser lets any page send requests to this machine, and says in `Origin` which page it was.
+
+    Refused are pages of another machine and those that hide where they are from ("null"). A page that a proxy in front
+    of us has served itself is none of them: its browser says `Sec-Fetch-Site: same-origin`.
+    """
+    origin = headers.get("Origin")
+    if origin is None or headers.get("Sec-Fetch-Site") == "same-origin":
+        return
+    scheme, _, place = origin.partition("://")
+    if origin != "null" and (scheme not in ("http", "https") or config.is_loopback(config.host_of(place))):
+        return
+    raise RequestError(
+        403, "without [[tenants]], web pages from elsewhere are not served", type="permission_error", code="forbidden"
+    )
 
 
 def bearer(headers: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from iccache import config
-from iccache.backends.headers import for_upstream
+from iccache.backends.headers import for_upstream, readable
 from iccache.backends.wire import Broken, Connection, Origin, Pool
 from iccache.errors import BackendError, BackendTimeout, RequestError
 from iccache.types import Reason
@@ -288,7 +288,7 @@ class BackendClient:
             stale = reused and exc.closed and not connection.received and now() - began <= STALE_WITHIN_S
             what = "closed the connection" if exc.closed and not connection.status else "broke off its answer"
             raise BackendError(f"{self.backend.name} {what}: {exc}", Reason.RESET, stale=stale) from exc
-        return Upstream(self.backend, connection.status, CIMultiDict(connection.headers), source, first, deadline)
+        return Upstream(self.backend, connection.status, readable(connection.headers), source, first, deadline)
 
     async def _in_pieces(self, method: str, url: URL, headers: CIMultiDict[str], body: Body) -> Upstream:
         """By aiohttp, on a connection of its own: a body that can be read only once, or an answer without one."""
@@ -318,7 +318,7 @@ class BackendClient:
                 raise
             raise translated from exc
         source = _Own(response)
-        return Upstream(self.backend, response.status, CIMultiDict(response.headers), source, first, deadline)
+        return Upstream(self.backend, response.status, readable(response.headers.items()), source, first, deadline)
 
 
 class _Pooled:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from multidict import CIMultiDict
@@ -52,6 +53,9 @@ _NOT_DOWN = _HOP_BY_HOP | {
 }
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
 def for_upstream(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """A client's headers, as a backend gets them: without keys, and without what is of one connection."""
     named = _named_by_connection(headers)
@@ -87,6 +91,14 @@ def forwardable(headers: Mapping[str, str]) -> CIMultiDict[str]:
         if len(name) == 12 and name.lower() == "x-request-id" and _sendable(value):
             kept[UPSTREAM_REQUEST_ID] = value
     return kept
+
+
+def readable(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """An upstream's headers without those that hold control characters, which no server would write again."""
+    given = list(headers)
+    if _CONTROL.search("".join([name + value for name, value in given])):
+        given = [(name, value) for name, value in given if not _CONTROL.search(name + value)]
+    return CIMultiDict(given)
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -168,6 +169,15 @@ def everything(tmp_path: Path) -> bytes:
     return b"".join(f.read_bytes() for f in sorted(tmp_path.rglob("*")) if f.is_file())
 
 
+async def sent(url: str, request: bytes) -> None:
+    """A request that no client of ours would send, until it is answered or hung up on."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    writer.write(request)
+    async with asyncio.timeout(10):
+        await reader.read(65536)
+    writer.close()
+
+
 async def test_no_key_is_in_any_file_log_metric_or_answer(tmp_path: Path) -> None:
     """A canary in every place and on every path of error, through the real process."""
     environ = KEYS | ADMIN
@@ -205,8 +215,11 @@ async def test_no_key_is_in_any_file_log_metric_or_answer(tmp_path: Path) -> Non
         await s.large.stop()
         await ask(CHAT, A, chat)
         await ask("/metrics", {})
+        for line in (b"Authorization: Bearer key-of-a-111\x01", b"x-api-key\x00: key-of-a-222", b" key-of-b-333: x"):
+            await sent(s.url, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
         await s.stop()
         seen.append(s.log)
+        assert b"Traceback" not in s.log
         for received in s.small.requests:
             seen.extend([str(received.headers).encode(), received.body, received.path.encode()])
         for received in s.large.requests:
@@ -242,3 +255,54 @@ async def test_admin_without_a_key_is_open_to_loopback_alone(w: World, monkeypat
     monkeypatch.setattr(aiohttp.web.BaseRequest, "remote", "192.0.2.1")
     for path in ("/admin/examples", "/admin/nothing"):
         assert (await w.get(path, forged)).status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example"},
+        {"Host": "rebound.example:8080"},
+        {"Host": "192.0.2.1"},
+        {"Host": "127.0.0.1.example"},
+        {"X-Forwarded-For": "192.0.2.1"},
+        {"Forwarded": "for=192.0.2.1"},
+        {"X-Real-IP": "192.0.2.1"},
+        {"Via": "1.1 gateway"},
+    ],
+)
+async def test_admin_without_a_key_is_closed_to_what_only_seems_to_be_here(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """A page whose name was made to point here, and another machine through a proxy that runs here."""
+    async with world(tmp_path) as w:
+        assert (await w.get("/admin/examples", headers)).status == 403
+        for here in ("localhost", "LOCALHOST:8080", "127.0.0.1:9", "[::1]:8080", "[::1]"):
+            assert (await w.get("/admin/examples", {"Host": here})).status == 200, here
+
+
+async def test_admin_with_a_key_does_not_mind_a_proxy(w: World) -> None:
+    assert (await w.get("/admin/examples", ROOT | {"Host": "gateway.example", "Via": "1.1 x"})).status == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/feedback", "/v1/embeddings", "/v1/messages"])
+async def test_pages_from_elsewhere_are_not_served_where_nobody_needs_a_key(tmp_path: Path, path: str) -> None:
+    chat = {"model": "large", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+    async with world(tmp_path) as w:
+        for origin in ("https://elsewhere.example", "http://127.0.0.1.example:8080", "null"):
+            for site in ({}, {"Sec-Fetch-Site": "cross-site"}):
+                answered = await w.post(path, chat, {"Origin": origin} | site)
+                assert answered.status == 403, origin
+        assert not w.large.requests
+        for origin in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:5173", "app://desktop"):
+            assert (await w.post(path, chat, {"Origin": origin})).status != 403, origin
+        own = {"Origin": "https://chat.example", "Sec-Fetch-Site": "same-origin"}
+        assert (await w.post(path, chat, own)).status != 403
+
+
+async def test_with_a_key_it_is_the_key_that_counts(w: World) -> None:
+    assert (await w.ask("hello", "large", A | {"Origin": "https://elsewhere.example"})).status == 200
+
+
+async def test_numbers_beyond_all_bounds_are_no_fault(w: World) -> None:
+    for query in (f"limit={10**30}", f"offset={10**30}"):
+        assert (await w.get(f"/admin/examples?{query}", ROOT)).status == 200

@@ -272,6 +272,20 @@ async def test_an_answer_that_is_no_json_passes_and_is_no_example(w: World) -> N
     assert await w.examples() == 0
 
 
+async def test_a_header_that_no_server_may_write_costs_the_client_nothing_but_that_header(tmp_path: Path) -> None:
+    async def bell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Bell: a\x07b\r\nX-Kept: c\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(bell, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, world(tmp_path, large={"base_url": f"http://127.0.0.1:{port}/v1"}) as w:
+        for answered in (await w.ask("hello", "large"), await w.post("/v1/embeddings", {"model": "large"})):
+            assert (answered.status, answered.body) == (200, b"{}")
+            assert answered.headers["X-Kept"] == "c" and "X-Bell" not in answered.headers
+
+
 # ---- the official client
 
 

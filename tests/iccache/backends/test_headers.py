@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multidict import CIMultiDict
 
-from iccache.backends.headers import for_upstream, forwardable
+from iccache.backends.headers import for_upstream, forwardable, readable
 
 HOP = {
     "Connection": "keep-alive, X-Named , close",
@@ -86,3 +86,8 @@ def test_what_cannot_be_written_again_is_dropped() -> None:
     given = {"X-Bytes": b"\xff\xfe".decode("utf-8", "surrogateescape"), "X-Text": "\u00e9", "x-request-id": "\udcff"}
     assert dict(forwardable(given)) == {"X-Text": "\u00e9"}
     assert set(for_upstream(given)) == {"X-Text", "x-request-id", "Accept-Encoding"} - {"x-request-id"}
+
+
+def test_what_no_server_would_write_is_not_read() -> None:
+    given = [("X-A", "1"), ("X-Bell", "a\x07b"), ("X-A", "2"), ("X-Tab", "a\tb"), ("X-Del", "\x7f"), ("X-N\x00", "x")]
+    assert list(readable(given).items()) == [("X-A", "1"), ("X-A", "2"), ("X-Tab", "a\tb")]
