@@ -95,13 +95,14 @@ class Proxy:
             b.name: config.secret(self.environ, b.key_env, f"backends: {b.name}") if b.key_env else None
             for b in settings.backends
         }
+        admin_key = config.key_in(self.environ, settings.server.admin_key_env)
         tokenizers = {b.tokenizer: make_tokenizer(b.tokenizer) for b in reversed(settings.by_price())}
         before: Gate | None = getattr(self, "gate", None)
         if before is not None:
             gate.continue_from(before)
         self.settings, self.gate, self.keys, self.tokenizers = settings, gate, keys, tokenizers
         self.directory = Directory(settings)
-        self.admin_key = self.environ.get(settings.server.admin_key_env, "").strip() or None
+        self.admin_key = admin_key
 
     async def start(self) -> None:
         """Open the store, load the model and the index. Raises StoreError or ConfigError."""
@@ -227,6 +228,8 @@ class Proxy:
 
     def reload(self, settings: config.Config) -> None:
         """Put a new configuration in force for requests that come from now on. Raises ConfigError, changing nothing."""
+        if not self.loaded:
+            raise ConfigError("it is still being put in force: try again when /readyz answers")
         fixed = [name for name in ("store", "embedder") if getattr(settings, name) != getattr(self.settings, name)]
         if (settings.server.host, settings.server.port, settings.server.workers) != (
             self.settings.server.host, self.settings.server.port, self.settings.server.workers,

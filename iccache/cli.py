@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,9 +182,9 @@ def export(path: Path | None, as_json: bool, file: Path, tenant: str | None, sub
     """Write examples as OpenAI chat JSONL, to standard output by default; the summary goes to standard error."""
     from iccache.data import exporting
 
-    to = None if str(file) == STDOUT else file
-    with _reading(config.load(path)) as store:
-        count, size = exporting.export(store, to, tenant, subject)
+    to, settings = None if str(file) == STDOUT else file, config.load(path)
+    with _reading(settings) as store:
+        count, size = exporting.export(store, to, tenant, _known_as(settings, subject))
     done = {"file": None if to is None else str(to), "examples": count, "bytes": size}
     if as_json:
         _print_json(done, err=True)
@@ -210,8 +210,9 @@ def list_examples(
     """One line each, newest first."""
     from iccache import explain as explaining
 
-    with _reading(config.load(path)) as store:
-        found = store.list_examples(tenant, subject, limit=limit, offset=offset)
+    settings = config.load(path)
+    with _reading(settings) as store:
+        found = store.list_examples(tenant, _known_as(settings, subject), limit=limit, offset=offset)
         total = store.count_examples(tenant)
     if as_json:
         _print_json({"examples": [explaining.example_as_json(e) for e in found], "total_of_tenant": total})
@@ -286,14 +287,16 @@ def release(path: Path | None, as_json: bool, ids: tuple[str, ...]) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge(path: Path | None, as_json: bool, tenant: str, subject: str | None, dry_run: bool, yes: bool) -> None:
     """Erase a tenant, or one end user of it: examples, and all text of their requests."""
-    with _writing(config.load(path)) as store:
-        would = store.purge(tenant, subject, dry_run=True)
+    settings = config.load(path)
+    names = dict.fromkeys([subject, _known_as(settings, subject)])  # as given too: it is how older versions wrote it
+    with _writing(settings) as store:
+        would = _sum([store.purge(tenant, name, dry_run=True) for name in names])
         if not dry_run and any(would.values()):
             whose = tenant if subject is None else f"{subject} of {tenant}"
             _confirm(
                 f"Erase {would['examples']} examples and the text of {would['exchanges']} requests of {whose}?", yes
             )
-        done = would if dry_run else store.purge(tenant, subject)
+        done = would if dry_run else _sum([store.purge(tenant, name) for name in names])
     if as_json:
         _print_json({**done, "dry_run": dry_run})
     else:
@@ -365,6 +368,17 @@ def _change(
     else:
         click.echo(f"{len(changed)} examples {name}")
     _require_all(ids, found)
+
+
+def _known_as(settings: config.Config, subject: str | None) -> str | None:
+    """The end user's name as it was written down."""
+    from iccache.examples.redact import Redactor
+
+    return None if subject is None else Redactor.of(settings.privacy).name(subject)
+
+
+def _sum(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(count[key] for count in counts) for key in counts[0]}
 
 
 def _require_tenant(settings: config.Config, tenant: str) -> None:

@@ -1,7 +1,7 @@
 """Every setting: its type, default, unit, range and sentence. The README's table and deploy/iccache.toml follow.
 
 A configuration is a value: it opens nothing and reads no key. `load` is the only reader of files and environment;
-keys are looked up by `Config.secret`, from the environment variables that the file names.
+keys are looked up by `secret` and `key_in`, by way of the environment variables that the file names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -366,13 +367,27 @@ def parse(data: dict[str, Any], source: str = "configuration") -> Config:
 
 
 def secret(environ: Mapping[str, str], name: str, wanted_by: str) -> str:
-    """The key in environment variable `name`. Raises ConfigError where there is none."""
-    value = environ.get(name, "").strip()
-    if not value:
+    """The key in environment variable `name` (`key_in`). Raises ConfigError where there is none."""
+    value = key_in(environ, name)
+    if value is None:
         raise ConfigError(f"{wanted_by}: the environment variable {name} is not set")
     if not value.isascii() or not value.isprintable():
         raise ConfigError(f"{wanted_by}: the key in {name} has characters that no header can carry")
     return value
+
+
+def key_in(environ: Mapping[str, str], name: str) -> str | None:
+    """The key in environment variable `name`, else in the file that `name`_FILE names, which may be replaced while we
+    run; None where there is neither. Raises ConfigError for a file that cannot be read."""
+    value = environ.get(name, "").strip()
+    file = environ.get(f"{name}_FILE", "").strip()
+    if value or not file:
+        return value or None
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{name}_FILE: {file} cannot be read: {why}") from exc
 
 
 def is_loopback(host: str) -> bool:
@@ -597,6 +612,9 @@ def _mistakes(config: Config) -> Iterator[str]:
         for name in sorted({n for n in names if names.count(n) > 1}):
             yield f"{section}: {name} is listed twice"
     backends = {b.name for b in config.backends}
+    for setting, url in _urls(config):
+        if not _is_address(url):
+            yield f"{setting}: {url!r} names no host and port that can be connected to"
     if config.judge.backend is not None and config.judge.backend not in backends:
         yield f"judge.backend: no backend is named {config.judge.backend}{_nearest(config.judge.backend, backends)}"
     if config.judge.sample_rate or config.judge.duel_share:
@@ -624,6 +642,24 @@ def _mistakes(config: Config) -> Iterator[str]:
             f"server.host: {config.server.host} is reachable from other machines, "
             "so at least one [[tenants]] with a key is required"
         )
+
+
+def _urls(config: Config) -> Iterator[tuple[str, str]]:
+    """Every address that a configuration names."""
+    for i, backend in enumerate(config.backends):
+        yield f"backends[{i}].base_url", backend.base_url
+        if backend.metrics_url is not None:
+            yield f"backends[{i}].metrics_url", backend.metrics_url
+    if config.embedder.base_url is not None:
+        yield "embedder.base_url", config.embedder.base_url
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s\x00-\x1f]", url)
+    except ValueError:
+        return False
 
 
 def _section_type(hint: Any) -> type[Section]:

@@ -115,7 +115,7 @@ class Pipeline:
 
     async def answer(self, call: Call) -> AsyncGenerator[Head | bytes]:
         """A Head, then the answer's bytes as they come. Raises RequestError or BackendError before the Head."""
-        ask = self.parse(call)
+        ask = self.renamed(self.parse(call))
         async with self.reuse.turn(call.tenant, call.dialect, call.query, call.headers, ask) as turn:
             if turn.known is not None:
                 yield self.repeat(call, ask, turn.known)
@@ -159,6 +159,17 @@ class Pipeline:
             controls = controls._replace(store=False)
         ask.controls = controls
         return ask
+
+    def renamed(self, ask: Ask) -> Ask:
+        """`ask` with the names of its end user and its session as they may be written down."""
+        subject, session, name = ask.subject, ask.controls.session, self.learner.name
+        if (subject is None or name(subject) == subject) and (session is None or name(session) == session):
+            return ask
+        return replace(
+            ask,
+            subject=None if subject is None else name(subject),
+            controls=ask.controls._replace(session=None if session is None else name(session)),
+        )
 
     async def decide(self, call: Call, ask: Ask) -> Plan:
         """Embed, recall, rank and route: softly. What fails or takes too long leaves the request plain."""

@@ -41,10 +41,10 @@ async def examples(request: web.Request) -> web.Response:
     _allowed(request)
     query = request.query
     limit, offset = _number(request, "limit", 100), _number(request, "offset", 0)
+    tenant, subject = query.get("tenant"), query.get("subject")
+    whose = None if subject is None else request.app[PROXY].learner.name(subject)
     rows = await request.app[PROXY].read(
-        lambda s: s.list_examples(
-            tenant=query.get("tenant"), subject=query.get("subject"), limit=min(limit, MOST_AT_ONCE), offset=offset
-        )
+        lambda s: s.list_examples(tenant=tenant, subject=whose, limit=min(limit, MOST_AT_ONCE), offset=offset)
     )
     return web.json_response({"examples": [example_as_json(e) for e in rows]})
 

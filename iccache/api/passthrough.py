@@ -151,7 +151,8 @@ async def _order(proxy: Proxy, tenant: str, controls: Controls, parcel: Parcel, 
         pin = directory.named(parcel.model) if parcel.model else None
     if pin is not None:
         return (pin.name,)
-    session = await proxy.learner.session_backend(tenant, controls.session)
+    named = None if controls.session is None else proxy.learner.name(controls.session)
+    session = await proxy.learner.session_backend(tenant, named)
     first = directory.names.get(session or "") or directory.teacher(directory.by_price)
     return directory.with_fallbacks(first, directory.by_price) if again else (first.name,)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from iccache import private
 from iccache.data import lines
 from iccache.errors import IccacheError
 from iccache.examples.store import ExampleStore
@@ -39,7 +40,7 @@ def _written(path: Path | None) -> Generator[BinaryIO]:
         return
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as raw:
+        with private.make(partial).open("wb") as raw:
             if path.suffix == ".gz":
                 with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as compressed:
                     yield compressed  # type: ignore[misc]  # it writes bytes

@@ -96,7 +96,7 @@ class Importer:
         self.tokenizer = tokenizer
         self.options = options
         self.wall = wall
-        self._clean = redactor.redact
+        self._clean, self._called = redactor.redact, redactor.name
         self._clean_system = lru_cache(SYSTEMS_KEPT)(redactor.redact)
 
     def run(self, path: Path, progress: Progress) -> tuple[Counts, int]:
@@ -161,11 +161,12 @@ class Importer:
         """As it may be written, where it may."""
         if isinstance(found, Bad):
             return found
+        subject = self.options.subject or found.subject
         safe = found._replace(
             system=self._clean_system(found.system),
             task=self._clean(found.task),
             answer=self._clean(found.answer),
-            subject=self.options.subject or found.subject,
+            subject=None if subject is None else self._called(subject),
         )
         refusal = unfit(safe.task, safe.answer, self.options.screen)
         return safe if refusal is None else Bad(refusal.value)

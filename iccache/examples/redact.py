@@ -10,6 +10,7 @@ grows with the length of the text, whatever the text. The user's own patterns ar
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 import sys
@@ -24,6 +25,8 @@ from iccache.examples import identity
 OWN = "[REDACTED]"
 REMEMBERED = 256  # texts that often come again: system prompts, standing answers
 REMEMBERED_CHARS = 4096  # of such a text
+NAMES_REMEMBERED = 4096  # of end users and sessions
+LONGEST_NAME = 200  # characters
 PHONES_CHECKED = 300  # in one text, at up to a millisecond each
 
 
@@ -52,6 +55,7 @@ class Redactor:
         self._rules = [*(rule for rule in RULES if rule is not HOME), *([home] if regions else [])]
         self._own = [_compile(pattern) for pattern in patterns]
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._redact)
+        self.name: Callable[[str], str] = lru_cache(maxsize=NAMES_REMEMBERED)(self._name)
 
     @classmethod
     def of(cls, privacy: config.Privacy) -> Redactor:
@@ -61,6 +65,16 @@ class Redactor:
         if not self.enabled:
             return text
         return self._remembered(text) if len(text) <= REMEMBERED_CHARS else self._redact(text)
+
+    def _name(self, name: str) -> str:
+        """An end user's or a session's `name` as it may be written: where it holds something to redact, or is very
+        long, what is left of it and a digest, so that equal names stay equal and others different.
+        """
+        clean = self.redact(name)
+        if clean == name and len(name) <= LONGEST_NAME:
+            return name
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return f"{clean[: LONGEST_NAME - len(digest) - 1]}#{digest}"
 
     def _redact(self, text: str) -> str:
         for pattern in self._own:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
+from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import migrations
 from iccache.examples.index import snapshot
@@ -61,6 +62,7 @@ def restore_file(target: Path, backup: Path, *, keep: bool) -> Path | None:
 
 def _stage(backup: Path, staged: Path) -> None:
     """A copy of `backup` with the schema of this version. Raises StoreError when it is no sound backup."""
+    private.make(staged)
     with Translated(backup), closing(_connect(backup, "ro")) as source, closing(sqlite3.connect(staged)) as copy:
         if problem := _problem(source):
             raise StoreError(f"{backup}: {problem}: nothing was restored")

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from iccache import private
 from iccache.errors import IccacheError
 from iccache.examples.catalogue import FLAT_BELOW, Catalogue
 from iccache.examples.index.clustered import SAMPLED_PER_CLUSTER, Clustering, clusters
@@ -176,7 +177,7 @@ class Snapshots:
         """One process at a time."""
         if fcntl is None:
             return nullcontext()
-        lock = self.path.with_name(f"{self.path.name}.lock").open("a")
+        lock = private.make(self.path.with_name(f"{self.path.name}.lock")).open("a")
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,6 +24,7 @@ import orjson
 from numpy.typing import NDArray
 from sqlite_utils import Database
 
+from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import credit, migrations, standing
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
@@ -878,6 +879,7 @@ class SqliteStore:
             raise StoreError(f"{path}: is the store itself: give the backup another name")
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
+            private.make(partial)
             with Translated(path), closing(self.reader()) as source, closing(sqlite3.connect(partial)) as target:
                 # in one step: a consistent copy that no writer can make start again
                 source._db.conn.backup(target, pages=-1)
@@ -923,6 +925,9 @@ class SqliteStore:
             return sqlite3.connect(self.path, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         if not self.path.parent.is_dir():
             raise StoreError(f"{self.path}: its directory does not exist: create {self.path.parent}")
+        if not self.read_only:
+            with suppress(OSError):  # SQLite says it better
+                private.make(self.path)
         mode = "ro" if self.read_only else "rwc"
         uri = f"{self.path.as_uri()}?mode={mode}"
         return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)

@@ -183,6 +183,10 @@ class Learner:
         """The backend that last answered in this session."""
         return await self.sessions.backend(tenant, session)
 
+    def name(self, name: str) -> str:
+        """An end user's or a session's name, as it may be written down."""
+        return self.in_force.redactor.name(name)
+
     def spent_today(self, tenant: str) -> float:
         """US dollars since midnight UTC."""
         return self.spending.today(tenant)

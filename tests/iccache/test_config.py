@@ -33,6 +33,31 @@ def test_what_is_printed_reads_back_equal() -> None:
     assert msgspec.json.decode(config.to_json(before), type=config.Config) == before
 
 
+def test_a_key_may_be_in_a_file_that_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("first\n")
+    environ = {"KEY_FILE": str(file)}
+    assert config.secret(environ, "KEY", "x") == "first"
+    file.write_text("second\n")
+    assert config.secret(environ, "KEY", "x") == "second"
+    assert config.secret(environ | {"KEY": "third"}, "KEY", "x") == "third"
+    assert config.key_in({}, "KEY") is None
+    for environ in ({"KEY_FILE": str(tmp_path / "none")}, {"KEY_FILE": str(tmp_path)}):
+        with pytest.raises(ConfigError, match=r"KEY_FILE: .* cannot be read: "):
+            config.key_in(environ, "KEY")
+
+
+@pytest.mark.parametrize("url", ["http://host:99999", "http://:80/v1", "http://a b/v1", "https:///v1", "http://[::1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    for data in (
+        {"backends": [{"name": "a", "base_url": url, "model": "m"}]},
+        {"backends": [{"name": "a", "base_url": "http://h/v1", "model": "m", "metrics_url": url}]},
+        {"embedder": {"backend": "remote", "base_url": url}},
+    ):
+        with pytest.raises(ConfigError, match="names no host and port"):
+            config.parse(data)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

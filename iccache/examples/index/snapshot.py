@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from iccache import private
 from iccache.errors import IccacheError
 
 MAGIC = b"iccache vectors 1\n"
@@ -157,7 +158,7 @@ class SnapshotWriter:
         self.path = path
         self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         _sweep(path)
-        self._file = self._partial.open("wb")
+        self._file = private.make(self._partial).open("wb")
         self._file.write(MAGIC)
 
     def __enter__(self) -> SnapshotWriter:

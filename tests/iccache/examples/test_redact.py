@@ -235,6 +235,17 @@ def test_switched_off_it_changes_nothing() -> None:
     assert Redactor(False, ["a"]).redact("a@b.org") == "a@b.org"
 
 
+def test_a_name_keeps_its_bearer_apart_and_tells_nothing() -> None:
+    redactor = Redactor()
+    for plain in ("ann", "user-12345", "3f2504e0-4f89-11d3-9a0c-0305e82c3301", "x" * 200, ""):
+        assert redactor.name(plain) == plain
+    named = [redactor.name(n) for n in ("ann@b.org", "bob@b.org", "x" * 201, "x" * 202, "y" + "\ud800" * 300)]
+    assert len(set(named)) == len(named) and all(len(n) <= 200 for n in named)
+    assert named[0].startswith("[EMAIL]#") and "ann" not in named[0]
+    assert [redactor.name(n) for n in named] == named
+    assert Redactor(False).name("ann@b.org") == "ann@b.org"
+
+
 pieces = st.sampled_from(
     [
         *" .:@+-/\n",
