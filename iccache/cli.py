@@ -430,7 +430,7 @@ def _writing(settings: config.Config) -> Iterator[ExampleStore]:
     """The store; it has to exist."""
     name = settings.store.url.removeprefix("sqlite:///")
     if not Path(name).exists():
-        raise IccacheError(f"there is no store at {name}")
+        raise IccacheError(f"there is no store at {Path(name).absolute()}")
     with closing(_open(settings)) as store:
         yield store
 

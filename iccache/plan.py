@@ -251,22 +251,13 @@ def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
     lines = [value for name, value in headers.items() if len(name) == 13 and name.lower() == "cache-control"]
     directives = {d.strip().lower() for line in lines for d in line.split(",")} if lines else _NO_DIRECTIVES
     examples = body.examples
-    text = headers.get(HEADER_EXAMPLES)
-    if text is not None:
-        if not (text.isascii() and text.strip().isdecimal()):
-            raise RequestError(
-                400, f"{HEADER_EXAMPLES} is a whole number from 0 up, not {text!r}", param=HEADER_EXAMPLES
-            )
-        examples = int(text.strip()[:9])
+    if HEADER_EXAMPLES in headers:
+        examples = min(map(_cap, _every(headers, HEADER_EXAMPLES)))
     if "no-cache" in directives:
         examples = 0
     store = body.store is True
-    text = headers.get(HEADER_STORE)
-    if text is not None:
-        word = text.strip().lower()
-        if word not in NO and word not in YES:
-            raise RequestError(400, f"{HEADER_STORE} is yes or no, not {text!r}", param=HEADER_STORE)
-        store = body.store is not False and word in YES
+    if HEADER_STORE in headers:
+        store = body.store is not False and all(list(map(_is_yes, _every(headers, HEADER_STORE))))
     return Controls(
         backend=headers.get(HEADER_BACKEND, body.backend),
         examples=examples,
@@ -274,6 +265,25 @@ def read_controls(headers: Mapping[str, str], body: Controls) -> Controls:
         reuse=body.reuse and "no-cache" not in directives,
         session=_session(headers) or body.session,
     )
+
+
+def _every(headers: Mapping[str, str], name: str) -> list[str]:
+    """What a header says, once for each time that it says something: the most careful of them counts."""
+    lines = [value for key, value in headers.items() if len(key) == len(name) and key.lower() == name]
+    return [value.strip() for line in lines for value in line.split(",")]
+
+
+def _cap(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise RequestError(400, f"{HEADER_EXAMPLES} is a whole number from 0 up, not {text!r}", param=HEADER_EXAMPLES)
+    return int(text[:9])
+
+
+def _is_yes(text: str) -> bool:
+    word = text.lower()
+    if word not in NO and word not in YES:
+        raise RequestError(400, f"{HEADER_STORE} is yes or no, not {text!r}", param=HEADER_STORE)
+    return word in YES
 
 
 def _session(headers: Mapping[str, str]) -> str | None:

@@ -318,7 +318,7 @@ class Select:
         tokenizer = self.tokenizers[backend.tokenizer]
         example = sum(count_prompt(tokenizer, [m.example.request, m.example.answer]) for m in shown)
         if answer.usage is not None:
-            return answer.usage._replace(example=example)
+            return answer.usage._replace(example=min(example, answer.usage.input))  # some report less than they got
         if status >= 400:
             return Usage(0, 0, 0, estimated=True)
         return Usage(

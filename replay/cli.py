@@ -202,7 +202,7 @@ def _settings(path: Path | None) -> config.Config:
         raise ConfigError("backends: none is configured; at least one [[backends]] table is required")
     store = Path(settings.store.url.removeprefix(SQLITE))
     if not store.is_file():
-        raise IccacheError(f"there is no store at {store}: `iccache serve` makes it")
+        raise IccacheError(f"there is no store at {store.absolute()}: `iccache serve` makes it")
     return settings
 
 

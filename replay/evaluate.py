@@ -97,7 +97,7 @@ def traffic(exchanges: Iterable[Exchange], names: Sequence[str]) -> Traffic:
         believed=believed,
         quality=np.array([np.nan if e.quality is None else e.quality for e in rows], dtype=np.float64),
         cost=np.array([e.cost_usd for e in rows], dtype=np.float64),
-        tokens=np.array([e.usage.input - e.usage.example for e in rows], dtype=np.float64),
+        tokens=np.array([max(e.usage.input - e.usage.example, 0) for e in rows], dtype=np.float64),
         held_out=np.array([bool(e.extra.get(HELD_OUT)) for e in rows], dtype=bool),
         marked=np.array([KIND in e.extra for e in rows], dtype=bool),
     )

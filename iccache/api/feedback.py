@@ -25,6 +25,12 @@ async def post(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def nothing_else(request: web.Request) -> web.Response:
+    """Feedback is given and not asked for; no other method of this path is any backend's business."""
+    request.app[PROXY].gate.tenant(request.headers)
+    raise web.HTTPMethodNotAllowed(request.method, ("POST",))
+
+
 def read(body: bytes) -> Verdict:
     """The body, understood. Raises RequestError 400 for anything that is not exactly one verdict."""
     try:

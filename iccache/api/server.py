@@ -40,6 +40,7 @@ def make_app(proxy: Proxy) -> web.Application:
             path = dialect.path.removeprefix("/v1")
             app.router.add_post(prefix + path, answering(dialect))
         app.router.add_post(prefix + "/feedback", feedback.post)
+        app.router.add_route("*", prefix + "/feedback", feedback.nothing_else)
         app.router.add_get(prefix + "/models", health.models)
         app.router.add_get(prefix + "/models/{id:.+}", health.model)
     health.add_routes(app)

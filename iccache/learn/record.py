@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 TWINS = 4  # examples in quarantine that a new one is compared with
 TICK_S = 0.02  # what ends within it is written together
 AT_ONCE = 256  # exchanges in one transaction
+MOST_CHARS = 65_536  # kept of a text, four times as many of a system prompt; no example may be as long
+CUT_OFF = 512  # at the end of what is kept of a longer one: where something to redact may have been cut in two
+CUT = "[CUT]"
 MOST_WAITING = 10_000  # exchanges that wait; further ones are dropped, and counted
 
 
@@ -143,10 +146,19 @@ class Recorder:
         return safe
 
     def redacted(self, exchange: Exchange) -> Exchange:
-        clean = self.in_force.redactor.redact
+        """`exchange` as it may be written. Of very long texts no more than their beginning, since a regular expression
+        holds up the whole process for as long as it runs."""
         return replace(
-            exchange, task=clean(exchange.task), answer=clean(exchange.answer), system=clean(exchange.system)
+            exchange,
+            task=self._clean(exchange.task, MOST_CHARS),
+            answer=self._clean(exchange.answer, MOST_CHARS),
+            system=self._clean(exchange.system, 4 * MOST_CHARS),
         )
+
+    def _clean(self, text: str, most: int) -> str:
+        if len(text) <= most:
+            return self.in_force.redactor.redact(text)
+        return self.in_force.redactor.redact(text[:most])[:-CUT_OFF] + CUT
 
     def _is_clean(self, body: bytes) -> bool:
         text = body.decode("utf-8", "replace")

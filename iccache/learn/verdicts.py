@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from iccache.errors import RequestError, StoreError
-from iccache.examples.admission import unfit
+from iccache.examples.admission import MAX_BYTES, Refusal, unfit
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.record import Recorder
@@ -62,9 +62,10 @@ class Verdicts:
         exchange = await self.access.read(lambda store: store.exchange(verdict.request_id))
         if exchange is None or exchange.tenant != tenant:
             return lambda store: False
-        answer = self.in_force.redactor.redact(verdict.demonstration or "")
-        directory = self.in_force.directory
-        refusal = unfit(exchange.task, answer, directory.settings.cache.screen)
+        given, directory = verdict.demonstration or "", self.in_force.directory
+        too_long = len(given) > MAX_BYTES  # not even gone through
+        answer = "" if too_long else self.in_force.redactor.redact(given)
+        refusal = Refusal.TOO_LONG if too_long else unfit(exchange.task, answer, directory.settings.cache.screen)
         if refusal is not None:
             raise RequestError(
                 400, f"the demonstration cannot become an example: {refusal.value}", param="demonstration"

@@ -17,6 +17,7 @@ SCORE = 0.25
 SOONEST_S, LATEST_S = 2.0, 120.0  # between an answer's end and the question after it
 ALIKE = 0.8  # shared words, of all words of both
 REMEMBERED = 20_000  # users, of this process
+MOST_CHARS = 20_000  # of a question, that are looked at
 WORDS = re.compile(r"\w+")
 
 
@@ -39,7 +40,7 @@ class Reasks:
         who = exchange.session or exchange.subject
         if who is None or not exchange.task or not exchange.complete:
             return None
-        key, words = (exchange.tenant, who), frozenset(WORDS.findall(exchange.task.lower()))
+        key, words = (exchange.tenant, who), frozenset(WORDS.findall(exchange.task[:MOST_CHARS].lower()))
         last = self._last.get(key)
         soon = last is not None and exchange.at - last.ended <= LATEST_S
         again = last is not None and soon and alike(last.words, words)

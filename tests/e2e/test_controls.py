@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from tests.e2e.world import Answered, World, world
 from tests.fakes import Script
@@ -223,3 +224,27 @@ async def test_a_pin_moves_the_session(tmp_path: Path) -> None:
         for pinned in ("small", "large", "small"):
             assert (await w.ask("hello", pinned, session)).header("backend") == pinned
             assert (await w.ask("hello", headers=session)).header("backend") == pinned
+
+
+@pytest.mark.parametrize("said", [("yes", "no"), ("no", "yes"), ("yes, no",)])
+async def test_of_two_wishes_the_more_careful_counts(w: World, said: tuple[str, ...]) -> None:
+    await fill(w, 3)
+    body = {"model": "small", "messages": [{"role": "user", "content": "What is the capital of country number 9?"}]}
+    stores = [("x-iccache-store", word) for word in said]
+    caps = [("X-ICCache-Examples", "2"), ("x-iccache-examples", "1")]
+    async with w.http.post(w.url + CHAT, json=body, headers=CIMultiDict([*stores, *caps])) as response:
+        assert response.status == 200 and response.headers["x-iccache-examples"] == "1"
+        unrecorded = response.headers["x-request-id"]
+    assert (await w.feedback(unrecorded, score=1)).status == 404
+    for wrong in (("x-iccache-store", "maybe"), ("x-iccache-examples", "many")):
+        async with w.http.post(w.url + CHAT, json=body, headers=CIMultiDict([*stores, *caps, wrong])) as response:
+            assert response.status == 400
+
+
+async def test_examples_are_no_more_tokens_than_an_upstream_says_it_was_sent(w: World) -> None:
+    """Some report the prompt without what they had in their cache."""
+    await fill(w, 3)
+    w.small.script = Script(answer=lambda _: "short")
+    answered = await ask(w, {}, {})
+    kept = await w.recorded(answered.id)
+    assert not kept.usage.estimated and 0 < kept.usage.example <= kept.usage.input

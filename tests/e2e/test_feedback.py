@@ -233,3 +233,11 @@ async def test_it_is_counted(w: World) -> None:
     text = (await w.get("/metrics")).body
     assert b'iccache_feedback_total{source="user"} 1.0' in text
     assert b'iccache_feedback_total{source="demonstration"} 1.0' in text
+
+
+@pytest.mark.parametrize("path", ["/v1/feedback", "/feedback"])
+async def test_its_path_is_ours_whatever_the_method(w: World, path: str) -> None:
+    for method in ("GET", "PUT", "DELETE"):
+        async with w.http.request(method, w.url + path) as response:
+            assert response.status == 405, method
+    assert not w.large.requests and not w.small.requests

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from iccache.learn.record import CUT, MOST_CHARS
 from tests.e2e.served import served
 from tests.e2e.world import world
 
@@ -88,3 +89,30 @@ async def test_a_key_is_changed_while_it_serves(tmp_path: Path) -> None:
         key.unlink()
         s.process.process.send_signal(1)
         assert (await s.get("/v1/models", new)).status == 200
+
+
+async def test_of_a_very_long_text_the_beginning_is_kept_and_no_half_of_an_address(tmp_path: Path) -> None:
+    """All of it would be searched for what is to be redacted, and meanwhile nobody else be served."""
+    for shift in (1, 9, 20):  # where the address is cut in two
+        text = "x" * (MOST_CHARS - shift - 1) + " " + ANN + " and" * 200_000
+        folder = tmp_path / str(shift)
+        folder.mkdir()
+        async with world(folder) as w:
+            answered = await w.ask(text, "large")
+            assert answered.status == 200 and w.large.requests[-1].json["messages"][0]["content"] == text
+            kept = await w.recorded(answered.id)
+            for part in (kept.task, kept.answer):
+                assert MOST_CHARS * 0.9 < len(part) <= MOST_CHARS and part.endswith("x" + CUT)
+            assert await w.examples() == 0
+
+
+async def test_a_demonstration_that_is_too_long_is_refused_before_it_is_gone_through(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        answered = await w.ask("hello", "large")
+        redactor = w.proxy.learner.in_force.redactor
+        lengths: list[int] = []
+        redact = redactor.redact
+        redactor.redact = lambda text: lengths.append(len(text)) or redact(text)  # type: ignore[method-assign,func-returns-value]
+        refused = await w.feedback(answered.id, demonstration="a" * 1_000_000)
+        assert refused.status == 400 and "too_long" in refused.json["error"]["message"]
+        assert max(lengths, default=0) < 1000
