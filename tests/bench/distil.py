@@ -40,7 +40,7 @@ CONDITIONS = ("examples", "guidance and examples", "guidance alone")
 
 
 async def measure(
-    task: Task, recorded: Recorded, base_url: str, embedder: Any, session: aiohttp.ClientSession
+    task: Task, recorded: Recorded, base_url: str, embedder: Any, session: aiohttp.ClientSession, held_out: int
 ) -> dict[str, Any]:
     """One row of the table."""
     parts = split(task)
@@ -55,7 +55,7 @@ async def measure(
             if not guidance:
                 raise IccacheError(f"{task.name}: the teacher wrote no guidance that can be used")
             outcomes: dict[str, list[bool]] = {condition: [] for condition in CONDITIONS}
-            for item in parts.held_out[:HELD_OUT]:
+            for item in parts.held_out[:held_out]:
                 shown = cache.choose(task, item)
                 vector = cache.retriever.embed([item.prompt])[0]
                 near = sorted(guidance, key=lambda e: -float(e.embedding @ vector))[:1]
@@ -83,7 +83,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-async def run(record: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+async def run(record: Path, tasks: Sequence[Task], held_out: int = HELD_OUT) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         recorded = Recorded(record, Path(scratch))
@@ -91,7 +91,7 @@ async def run(record: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         timeout = aiohttp.ClientTimeout(total=600)
         async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
             for task in tasks:
-                rows.append(await measure(task, recorded, base_url, embedder, session))
+                rows.append(await measure(task, recorded, base_url, embedder, session, held_out))
                 print(as_table(rows[-1:]), flush=True)
         if recorded.asked_models:
             recorded.compact()
@@ -103,9 +103,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--task", choices=[task.name for task in TASKS], action="append")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="Requests that are asked.")
     options = parser.parse_args()
     tasks = [task for task in TASKS if options.task is None or task.name in options.task]
-    rows = asyncio.run(run(options.record, tasks))
+    rows = asyncio.run(run(options.record, tasks, options.held_out))
     print(as_table(rows))
     for row in rows:
         for text in row["guidance"]:
