@@ -3,7 +3,7 @@
     python -m tests.bench.quality.collect MODEL [STEP ...]      all steps where none is named
 
 A step is `split:requests per task:condition`, as `test:100:nearest3`; tasks may follow, as `train:60:none:qa_wikidata`.
-`conditions` says what there is.
+`conditions` says what there is. Or `cold`: see cold.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from iccache.examples.ways import Ways
+from tests.bench.quality import cold
 from tests.bench.quality.answers import Answers
 from tests.bench.quality.conditions import Condition, prompt, taught
 from tests.bench.quality.models import LARGE, MIDDLE, MODELS, SMALL, asking
@@ -32,7 +33,8 @@ TEST = {
     SMALL.name: [f"test:100:{condition}" for condition in TITLES]
     + _TRIED
     + _FRAMED
-    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("random3", "nearest3", "learned")],
+    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("random3", "nearest3", "learned")]
+    + ["cold"],
     MIDDLE.name: [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
     LARGE.name: ["test:50:none"],
 }  # what names utility or the learned choice needs what was learned from the train split
@@ -42,6 +44,11 @@ def collect(answers: Answers, steps: Sequence[str]) -> None:
     """Ask for what is missing, step by step."""
     ways = taught(answers.model, answers) if any(step.startswith("test") for step in steps) else Ways()
     for step in steps:
+        if step == "cold":
+            for way in cold.WAYS:
+                right = [right for right, _ in cold.run(way, answers)]
+                print(f"cold {way}: {sum(right)} of {len(right)}", file=sys.stderr, flush=True)
+            continue
         split, count, condition, *only = step.split(":")
         how = Condition.read(condition)
         for task in TASKS.values():

@@ -2,7 +2,7 @@
 
     way[@framing][/cache]        as "nearest3", "nearest3@system", "learned/wrong"
 
-way      none, random3, nearestN, fixed3 (the nearest of at least FIXED cosine), only1 ... only8 (the nth nearest
+way      none, random3, nearestN, fixed3 (the nearest of at least FIXED cosine), only1 ... only4 (the nth nearest
          alone), shared, utility3 (ranked by the trained utility), learned (the choice among none, own and shared)
 framing  turns (the default), system, paper: see `prompts.messages`
 cache    of 300 examples of the request's own task unless named: 1%, 5%, 25% of them; wrong (of a fifth, another
@@ -40,7 +40,7 @@ TENANT = "t"
 TOKEN_PRICE = 0.00002  # quality that a prompt token has to bring: a tenth of a point for fifty tokens
 FIXED = 0.7  # cosine that "fixed3" asks for
 WRONG_SHARE = 0.2
-TRIED = 8  # recalled examples that the oracle tries one by one
+TRIED = 4  # recalled examples that the oracle tries one by one
 
 
 class Condition(NamedTuple):

@@ -104,9 +104,9 @@ class Cache:
         return self._sets[system]
 
 
-def example(task: str, place: int, answer: str | None = None) -> Example:
-    """An example of the pool; `answer`: another one than the data set's."""
-    item = items(task, "pool")[place]
+def example(task: str, place: int, answer: str | None = None, split: str = "pool") -> Example:
+    """An example of one split; `answer`: another one than the data set's."""
+    item = items(task, split)[place]
     answer = item.targets[0] if answer is None else answer
     return Example(
         id=f"{task}-{place}",
@@ -120,7 +120,7 @@ def example(task: str, place: int, answer: str | None = None) -> Example:
         answer=answer,
         backend="teacher",
         embedder=embedder().identity,
-        embedding=vectors(task, "pool")[place],
+        embedding=vectors(task, split)[place],
         tokens=(len(item.prompt) + len(answer)) // 4 + 1,
         stats=ExampleStats(),
     )

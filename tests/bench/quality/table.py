@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.bench.quality import cold
 from tests.bench.quality.answers import Answers, Said
 from tests.bench.quality.conditions import TRIED, Condition, cache_of, examples_for, prompt, taught
 from tests.bench.quality.models import LARGE, SMALL, STUDENTS
@@ -276,6 +277,8 @@ def main() -> None:
     for student in students:
         if student.name == SMALL.name:
             print("\n".join(caches(student)))
+            print()
+            print("\n".join(cold.table(student.answers)))
 
 
 if __name__ == "__main__":
