@@ -27,7 +27,7 @@ TRAIN = {
     MIDDLE.name: ["train:40:none", "train:40:shared", "train:40:nearest3", "train:40:recalled3"],
     LARGE.name: [],
 }
-_FRAMED = [f"test:{VARIED}:nearest3@{framing}" for framing in FRAMINGS]
+_FRAMED = [f"test:{VARIED}:{framing}" for framing in FRAMINGS]
 _TRIED = [f"test:30:{alone}" for alone in ORACLE]
 TEST = {
     SMALL.name: [f"test:100:{condition}" for condition in TITLES]

@@ -2,7 +2,7 @@
 
     way[@framing][/cache]        as "nearest3", "nearest3@system", "learned/wrong"
 
-way      none, random3, nearestN, fixed3 (the nearest of at least FIXED cosine), only1 ... only4 (the nth nearest
+way      none, random3, nearestN (the nearest last), first3 (the 3 nearest, the nearest first), fixed3 (the nearest of at least FIXED cosine), only1 ... only4 (the nth nearest
          alone), shared, utility3 (ranked by the trained utility), learned (the choice among none, own and shared)
 framing  turns (the default), system, paper: see `prompts.messages`
 cache    of 300 examples of the request's own task unless named: 1%, 5%, 25% of them; wrong (of a fifth, another
@@ -69,6 +69,8 @@ def examples_for(ways: Ways, student: str, request: Request, condition: Conditio
         return by_utility(cache_, request, prior(), student)
     if condition.way == "learned":
         return learned(ways, student, request, cache_)
+    if condition.way == "first3":
+        return chosen(cache_, request, "nearest3")[::-1]
     if condition.way == "fixed3":
         return [e for e, cosine in cache_.recall(request, 3) if cosine >= FIXED][::-1]
     if condition.way.startswith("only"):

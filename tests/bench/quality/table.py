@@ -33,7 +33,12 @@ TITLES = {
     "learned": LEARNED,
 }  # the core conditions
 COMPARED = (("utility3", "nearest3"), ("learned", "nearest3"), ("learned", "none"), ("shared", "nearest3"))
-FRAMINGS = {"turns": "as turns", "system": "in the system prompt", "paper": "the paper's order"}
+FRAMINGS = {
+    "nearest3": "as turns, the nearest last",
+    "first3": "as turns, the nearest first",
+    "nearest3@system": "as one block in the system prompt",
+    "nearest3@paper": "the paper's order: task, guidance, examples, reminder, task",
+}
 CACHES = {
     "1%": "1 %",
     "5%": "5 %",
@@ -190,17 +195,18 @@ def shown_where_it_helps(
 
 
 def framings(student: Student) -> Iterator[str]:
-    found = {f: student.cells(f"nearest3@{f}", VARIED) for f in FRAMINGS}
-    if not all(_every(cells) for cells in found.values()):
+    """On the same requests: those that were asked in every framing."""
+    found = {f: student.cells(f, VARIED) for f in FRAMINGS}
+    same = {task: _common(list(found.values()), task) for task in TASKS}
+    if not any(same.values()):
         return
-    yield _head(f"{student.name}, 3 nearest", "prompt tokens", "new")
+    yield _head(f"{student.name}, 3 nearest", "prompt tokens")
     for framing, title in FRAMINGS.items():
-        said = [c.said for by_place in found[framing].values() for c in by_place.values()]
-        tokens = np.mean([s.prompt_tokens for s in said]), np.mean([s.new_tokens for s in said])
-        yield _row(title, _rights(found[framing]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}")
+        cells = {task: {i: found[framing][task][i] for i in same[task]} for task in TASKS}
+        yield _row(title, _rights(cells), f"{np.mean([c.said.prompt_tokens for c in _every(cells)]):.0f}")
     yield ""
-    for framing in ("system", "paper"):
-        yield from _paired(f"{student.name}: {FRAMINGS[framing]} less as turns", found[framing], found["turns"])
+    for framing in list(FRAMINGS)[1:]:
+        yield from _paired(f"{student.name}: {FRAMINGS[framing]}, less nearest last", found[framing], found["nearest3"])
 
 
 def caches(student: Student) -> Iterator[str]:
