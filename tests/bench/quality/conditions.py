@@ -2,8 +2,9 @@
 
     way[@framing][/cache]        as "nearest3", "nearest3@system", "learned/wrong"
 
-way      none, random3, nearestN (the nearest last), first3 (the 3 nearest, the nearest first), fixed3 (the nearest of at least FIXED cosine), only1 ... only4 (the nth nearest
-         alone), shared, utility3 (ranked by the trained utility), learned (the choice among none, own and shared)
+way      none, random3, nearestN (the nearest last), first3 (the 3 nearest, the nearest first), fixed3 (the nearest
+         of at least FIXED cosine), only1 ... only4 (the nth nearest alone), shared, utility3 (ranked by the trained
+         utility), learned (the choice among none, own and shared)
 framing  turns (the default), system, paper: see `prompts.messages`
 cache    of 300 examples of the request's own task unless named: 1%, 5%, 25% of them; wrong (of a fifth, another
          answer); other (those of another task); all (those of all six tasks)
