@@ -11,6 +11,7 @@ import numpy as np
 from iccache import config
 from iccache.examples import showing
 from iccache.examples.batch import Batcher
+from iccache.examples.embed.unrelated import unrelated
 from iccache.examples.fit import fits
 from iccache.examples.recalls import Recalls
 from iccache.examples.retriever import Retriever
@@ -32,7 +33,6 @@ COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them woul
 CHARS_PER_TOKEN = 4
 COMPARED = 4  # nearest examples that a new one is compared with
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
-WARM_UP = "The first embedding of a process is slow; this one is nobody's request."
 
 
 class Job(NamedTuple):
@@ -81,6 +81,7 @@ class Select:
         self.rng = rng or np.random.default_rng()
         self.shared = SharedSets()
         self.threshold: float | None = None
+        self.unrelated = -1.0
         self.showings = Showings()
         self.use(settings, selector, tokenizers)
         self.make_retriever = make_retriever
@@ -95,7 +96,7 @@ class Select:
         self.settings = settings
         self.trust = Trust(settings.selection, self.showings)
         self.selector = selector
-        self.selector.auto_threshold = self.threshold
+        self.selector.auto_threshold, self.selector.unrelated = self.threshold, self.unrelated
         self.tokenizers = tokenizers
         self.dearest = settings.by_price()[-1]
 
@@ -105,7 +106,7 @@ class Select:
 
     def _loaded(self) -> Retriever:
         retriever = self.make_retriever()
-        retriever.embed([WARM_UP])
+        self.unrelated = self.selector.unrelated = unrelated(retriever.embedder)
         retriever.load()
         return retriever
 

@@ -6,16 +6,20 @@ import json
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
 from iccache.examples.trust import crowded, most_of_one
 from iccache.examples.utility import COMPARED, Rows, UtilityModel, candidate_rows
+from iccache.examples.utility import NAMES as FEATURES
 from iccache.examples.ways import Shown
 from iccache.types import Example, Match, Recalled
 
 PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
 SAME = 0.98  # cosine above which two examples with the same answer say the same
 THRESHOLD_STATE = "threshold"  # under which the store keeps what replay has measured
+UNRELATED_LOSS = 0.5  # in quality: another task's examples take a student's own abilities away
 UNMEASURED = 0.0  # threshold before any gain was measured: all pass but those whose own record speaks against them
 
 
@@ -43,6 +47,7 @@ class Selector:
         self.utility = utility
         self.limits = limits
         self.auto_threshold = auto_threshold
+        self.unrelated = -1.0  # highest cosine that says nothing: what requests of different subjects have anyway
 
     @property
     def threshold(self) -> float:
@@ -67,13 +72,17 @@ class Selector:
         added to all, so it decides how many pass the threshold and not which come first.
         """
         rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
-        return tuple(match for match, _ in self._ranked(recalled, rows, student, local))
+        return tuple(match for match, _ in self._ranked(recalled, rows, system, student, local))
 
-    def _ranked(self, recalled: Recalled, rows: Rows, student: str | None, local: float) -> list[tuple[Match, int]]:
-        """Each with its place in `rows`."""
+    def _ranked(
+        self, recalled: Recalled, rows: Rows, system: str, student: str | None, local: float
+    ) -> list[tuple[Match, int]]:
+        """Each with its place in `rows`. Those that neither are near nor share a system prompt lose UNRELATED_LOSS."""
         if not recalled.nearest:
             return []
-        utilities = (self.utility.predict(rows, student) + local).tolist()
+        foreign = rows[:, FEATURES.index("same_system")] < 0.5 if system.strip() else np.ones(len(rows), bool)
+        far = foreign & (rows[:, FEATURES.index("similarity")] <= self.unrelated)
+        utilities = (self.utility.predict(rows, student) + local - UNRELATED_LOSS * far).tolist()
         matches = [(Match(e, s, u), i) for i, ((e, s), u) in enumerate(zip(recalled.nearest, utilities, strict=True))]
         return sorted(matches, key=lambda m: (-m[0].utility, -m[0].similarity, -m[0].example.at, m[0].example.id))
 
@@ -102,7 +111,7 @@ class Selector:
         """
         if rows is None:
             rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
-        considered = self._ranked(recalled, rows, student, local)
+        considered = self._ranked(recalled, rows, system, student, local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
         of_one = most_of_one(self.limits.writer_share, most)

@@ -13,11 +13,13 @@ import numpy as np
 
 from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
+from iccache.examples.embed.unrelated import unrelated
+from iccache.examples.selector import Selector
 from iccache.examples.shared import build_set
 from iccache.examples.traits import overlap, plain, words
-from iccache.examples.utility import LearnedUtility, candidate_rows, votes
+from iccache.examples.utility import LearnedUtility, votes
 from iccache.examples.ways import Prior, Shown
-from iccache.types import Example, ExampleStats, Matrix, Shot, Vector
+from iccache.types import Example, ExampleStats, Matrix, Recalled, Shot, Vector
 from tests.bench.quality.answers import DATA
 from tests.bench.quality.tasks import TASKS, Item, Task, items
 
@@ -197,12 +199,26 @@ def described(cache: Cache, request: Request, shown: Sequence[Example]) -> Shown
 
 
 def by_utility(cache: Cache, request: Request, prior: Prior, student: str, count: int = NEAREST) -> list[Example]:
-    """The request's own examples as serving ranks them with trained weights, the best last."""
-    near = cache.recall(request)
-    rows = candidate_rows(near, request=request.item.prompt, system=request.task.system, now=AT)
-    utilities = LearnedUtility(prior).predict(rows, student)
-    order = sorted(range(len(near)), key=lambda i: (-utilities[i], -near[i][1], near[i][0].id))
-    return [near[i][0] for i in order[:count]][::-1]
+    """The request's own examples as serving chooses them with trained weights, the best last."""
+    selector = Selector(LearnedUtility(prior), config.Selection(max_examples=count))
+    selector.unrelated = unrelated_cosine()
+    selection = selector.select(
+        Recalled(request.vector, cache.recall(request)),
+        student_window_tokens=8192,
+        request_tokens=0,
+        reply_tokens=0,
+        cap=None,
+        request=request.item.prompt,
+        system=request.task.system,
+        now=AT,
+        student=student,
+    )
+    return [match.example for match in selection.shown]
+
+
+@cache
+def unrelated_cosine() -> float:
+    return unrelated(embedder())
 
 
 def main() -> None:

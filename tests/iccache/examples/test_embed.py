@@ -20,6 +20,7 @@ from iccache.examples.embed.embedder import digest, ends
 from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.embed.sentence_transformer import SentenceTransformerEmbedder, packaged_folder
 from iccache.examples.embed.static import PACKAGED_TABLE, PAIR, SLOTS, SPELT, StaticEmbedder, _mixed, _weights
+from iccache.examples.embed.unrelated import unrelated
 from iccache.types import Matrix
 
 
@@ -218,3 +219,18 @@ def test_a_vector_is_what_the_formula_says() -> None:
             np.sqrt(SPELT) * spelling / np.linalg.norm(spelling),
         ]
         assert embedder.embed([text])[0] == pytest.approx(np.concatenate(parts), abs=1e-5), text
+
+
+def test_what_says_nothing_is_measured_for_every_model() -> None:
+    """Requests of one subject are above it, by the default model and by hashed words."""
+    for backend in ("static", "hash"):
+        embedder = make_embedder(config.Embedder(backend=backend))
+        level = unrelated(embedder)
+        assert 0.1 < level < 0.6
+        pairs = [
+            ("How can I change my password?", "How do I reset my password?"),
+            ("Give me a recipe for waffles.", "Give me a recipe for pancakes."),
+        ]
+        for a, b in pairs:
+            first, second = embedder.embed([a, b])
+            assert float(first @ second) > level

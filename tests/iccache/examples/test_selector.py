@@ -86,6 +86,27 @@ def test_what_is_known_of_the_shown_ones_is_theirs() -> None:
     assert vote["e0"] == vote["e2"] > vote["e1"] > 0
 
 
+@pytest.mark.parametrize(
+    ("asked_under", "shown_ids"),
+    [("", ["near"]), ("be brief", ["near", "far, same"]), ("  be   brief ", ["near", "far, same"]), ("x", ["near"])],
+)
+def test_what_is_no_nearer_than_anything_is_shown_under_its_own_system_prompt_alone(
+    asked_under: str, shown_ids: list[str]
+) -> None:
+    found = recalled(
+        (example(0, id="near"), 0.41),
+        (example(1, id="far"), 0.4),
+        (example(2, id="far, same", system="be brief"), 0.1),
+    )
+    selector = Selector(RecordUtility(), Limits())
+    selector.unrelated = 0.4
+    selection = selector.select(found, **(ROOMY | {"system": asked_under}))
+    assert sorted(m.example.id for m in selection.shown) == sorted(shown_ids)
+    assert len(selection.considered) == 3
+    helped = selector.select(found, **(ROOMY | {"system": asked_under, "local": 0.5}))
+    assert len(helped.shown) == 3  # where answers have shown that examples help, far ones are tried
+
+
 @pytest.mark.parametrize(("cap", "count"), [(None, 3), (0, 0), (1, 1), (2, 2), (50, 3)])
 def test_the_client_may_ask_for_fewer(cap: int | None, count: int) -> None:
     selection = select(FIVE, cap=cap)
