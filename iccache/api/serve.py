@@ -1,4 +1,4 @@
-"""The life of the server: listen, reload on SIGHUP, drain on SIGTERM, several workers on one socket."""
+"""The life of the server: listen, reload on SIGHUP, drain on SIGTERM, several workers on one port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +37,7 @@ UNFORESEEN = 70  # a worker's exit code
 
 def serve(settings: config.Config, path: Path | None) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code."""
-    listener = listen(settings.server)
+    listener = listen(bound(settings.server, settings.server.port))
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
 
@@ -47,19 +46,29 @@ def serve(settings: config.Config, path: Path | None) -> int:
 
     if settings.server.workers == 1:
         return run_worker(settings, path, listener, announce)
-    return Workers(settings, path, listener).run(announce)
+    listener.close()  # the address can be had: now together
+    return Workers(settings, path, port).run(announce)
 
 
-def listen(server: config.Server) -> socket.socket:
-    """A listening socket. Raises ConfigError where the address cannot be had."""
+def bound(server: config.Server, port: int, *, together: bool = False) -> socket.socket:
+    """A socket with the server's address. Raises IccacheError where it cannot be had.
+
+    `together`: others may have the same address, so that the kernel spreads connections over those that listen.
+    """
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if together:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind((server.host.strip("[]"), server.port))
+        listener.bind((server.host.strip("[]"), port))
     except OSError as exc:
         listener.close()
-        raise IccacheError(f"cannot listen on {server.host}:{server.port}: {exc.strerror or exc}") from exc
+        raise IccacheError(f"cannot listen on {server.host}:{port}: {exc.strerror or exc}") from exc
+    return listener
+
+
+def listen(listener: socket.socket) -> socket.socket:
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
@@ -178,11 +187,12 @@ def reload(proxy: Proxy, path: Path | None) -> None:
 
 
 class Workers:
-    """Forked processes that share one socket. Signals are passed on to them, one that dies is replaced."""
+    """Forked processes that share one port. Signals are passed on to them, one that dies is replaced."""
 
-    def __init__(self, settings: config.Config, path: Path | None, listener: socket.socket) -> None:
+    def __init__(self, settings: config.Config, path: Path | None, port: int) -> None:
         self.count = settings.server.workers
-        self.work = partial(run_worker, settings, path, listener)
+        self.settings, self.path, self.port = settings, path, port
+        self.reserved = bound(settings.server, port, together=True)  # never listens: keeps the port while none does
         self.places: dict[int, int] = {}  # by process id
         self.stopping = False
         self.lifeline, self.held = os.pipe()  # nothing is ever written: `held` closes when this process ends
@@ -248,7 +258,8 @@ class Workers:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            code = self.work(announce, self.lifeline)
+            listener = listen(bound(self.settings.server, self.port, together=True))
+            code = run_worker(self.settings, self.path, listener, announce, self.lifeline)
         except IccacheError as exc:
             code = 2 if isinstance(exc, ConfigError) else 1
             print("\n".join(f"iccache: {line}" for line in str(exc).splitlines()), file=sys.stderr)

@@ -241,7 +241,7 @@ class Fleet:
         left_alone = []
         for name in order:
             member = self.members[name]
-            if not self._rest_s(member) and member.circuit.allows(self.clock()):
+            if not self._rest_s(member) and (member.circuit.closed or member.circuit.allows(self.clock())):
                 yield member
             else:
                 left_alone.append(member)
@@ -256,6 +256,8 @@ class Fleet:
     def _rest_s(self, member: Member) -> float:
         """How long it is still to be left alone because it asked to be, or because its minute is used up."""
         now = self.clock()
+        if member.rests_until <= now and not member.limits.any:
+            return 0.0
         return max(0.0, member.rests_until - now, member.limits.wait_s(now))
 
     def within_limits(self, name: str) -> bool:
@@ -264,14 +266,17 @@ class Fleet:
 
     def used(self, name: str, tokens: int) -> None:
         """An answer of the backend took so many tokens, prompt included."""
-        self.members[name].limits.used(tokens, self.clock())
+        limits = self.members[name].limits
+        if limits.any:
+            limits.used(tokens, self.clock())
 
     async def _begun(self, member: Member, post: Post) -> Upstream:
         """Its answer, which counts as in flight until it is `_over`."""
         name = member.config.name
+        now = self.clock()
         member.in_flight += 1
-        member.limits.asked(self.clock())
-        self.load.begin(name, self.clock())
+        member.limits.asked(now)
+        self.load.begin(name, now)
         self.metrics.in_flight.labels(name).inc()
         try:
             upstream = await member.client.begin(

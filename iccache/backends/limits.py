@@ -51,6 +51,7 @@ class Limits:
     def __init__(self, backend: config.Backend) -> None:
         self.requests = Bucket(backend.requests_per_minute) if backend.requests_per_minute else None
         self.tokens = Bucket(backend.tokens_per_minute) if backend.tokens_per_minute else None
+        self.any = self.requests is not None or self.tokens is not None
 
     def take_over(self, known: Limits) -> None:
         """What was spent before the configuration was read again."""
@@ -60,7 +61,7 @@ class Limits:
 
     def wait_s(self, now: float) -> float:
         """How long this backend is better left alone; 0: it may be asked."""
-        if self.requests is None and self.tokens is None:
+        if not self.any:
             return 0.0
         return max((b.wait_s(now) for b in (self.requests, self.tokens) if b is not None), default=0.0)
 

@@ -71,7 +71,9 @@ class Draft:
     def report(self, usage: object) -> None:
         """Usage may come in pieces: later numbers replace earlier ones."""
         if isinstance(usage, dict):
-            self.usage.update([pair for pair in usage.items() if pair[1] is not None])
+            self.usage.update(
+                usage if None not in usage.values() else {k: v for k, v in usage.items() if v is not None}
+            )
 
     def answer(self, usage: Usage | None) -> Answer:
         return Answer(

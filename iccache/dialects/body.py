@@ -85,12 +85,13 @@ def _store(asked: dict[str, Any]) -> bool:
 
 def subject(body: dict[str, Any]) -> str | None:
     """The end user: `safety_identifier`, else `user`, else `metadata.user_id`."""
-    metadata = body.get("metadata")
-    of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
-    for value in (body.get("safety_identifier"), body.get("user"), of_metadata):
+    for key in ("safety_identifier", "user"):
+        value = body.get(key)
         if isinstance(value, str) and value:
             return value
-    return None
+    metadata = body.get("metadata")
+    value = metadata.get("user_id") if isinstance(metadata, dict) else None
+    return value if isinstance(value, str) and value else None
 
 
 def form(wanted: object) -> Form | None:

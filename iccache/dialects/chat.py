@@ -76,8 +76,10 @@ class _Grammar:
 
     def whole(self, body: dict[str, Any], draft: Draft) -> None:
         draft.report(body.get("usage"))
-        choice = next((c for c in dicts(body.get("choices")) if not c.get("index")), None)
-        if choice is None:
+        for choice in dicts(body.get("choices")):
+            if not choice.get("index"):
+                break
+        else:
             return
         self._say(mapping(choice.get("message")), draft)
         draft.finish(choice.get("finish_reason"))
@@ -110,7 +112,7 @@ class _Grammar:
                     draft.add(part.get("text"))
         if calls or message.get("function_call"):
             draft.has_tool_calls = True
-        for i, called in enumerate(dicts(calls)):
+        for i, called in enumerate(dicts(calls) if calls else ()):
             place = called.get("index")
             draft.call(place if isinstance(place, int) else i, mapping(called.get("function")).get("arguments"))
 

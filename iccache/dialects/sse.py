@@ -39,6 +39,10 @@ class Tap:
         """The events that `chunk` completes."""
         if self.gave_up or not chunk:
             return []
+        if self._started and not self._skip_lf and not self._size and len(chunk) <= self._max_bytes:
+            whole = _whole_events(chunk)
+            if whole is not None:
+                return whole
         if self._skip_lf:
             self._skip_lf = False
             chunk = chunk.removeprefix(b"\n")
@@ -90,3 +94,15 @@ class Tap:
         event = Event(self._name or "message", b"\n".join(self._data)) if self._data else None
         self._name, self._data, self._size = "", [], 0
         return event
+
+
+def _whole_events(chunk: bytes) -> list[Event] | None:
+    """The events in `chunk` where it is what nearly all are: unnamed events of one line each, none of them cut."""
+    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
+        return None
+    events = []
+    for block in chunk[:-2].split(b"\n\n"):
+        if not block.startswith(b"data: ") or b"\n" in block:
+            return None
+        events.append(Event("message", block[6:]))
+    return events

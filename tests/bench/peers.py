@@ -104,8 +104,8 @@ def portkey(folder: Path, port: int, upstream: int) -> Peer:
 def tensorzero(folder: Path, port: int, upstream: int) -> Peer:
     bin = _python("tensorzero", "tensorzero==2026.6.0", "openai")
     (folder / "tensorzero.toml").write_text(TENSORZERO % {"upstream": upstream})
-    (folder / "tensorzero.py").write_text(EMBEDDED)
-    command = [str(bin / "python"), "-W", "ignore", str(folder / "tensorzero.py"), str(folder / "tensorzero.toml")]
+    (folder / "embedded.py").write_text(EMBEDDED)
+    command = [str(bin / "python"), "-W", "ignore", str(folder / "embedded.py"), str(folder / "tensorzero.toml")]
     model = f"tensorzero::model_name::{MODEL}"
     return Peer("TensorZero, embedded", command, "", model, "/openai/v1/chat/completions", says_port=True)
 

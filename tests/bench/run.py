@@ -29,7 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +403,8 @@ def draw(found: Sequence[Contestant], file: Path) -> None:
         bars.add_row(name, f"[{colour}]{chr(0x2588) * min(length, 90)}[/]", f"{cost:.2f}", f"{cost / yard:.1f}")
     console = Console(record=True, width=170, file=io.StringIO())
     console.print(bars)
-    console.save_svg(str(file), title="make bench")
+    outside = re.compile(r"@font-face\s*\{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)  # fonts
+    file.write_text(outside.sub("", console.export_svg(title="make bench")))
 
 
 def middle(one: Contestant, figure: str) -> float:
@@ -445,6 +446,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What the proxy costs, beside other proxies.")
     parser.add_argument("--quick", action="store_true", help="two short rounds, about two minutes")
     parser.add_argument("--only", default="", help="names of contestants to keep, as they begin, beside the first two")
+    parser.add_argument("--rounds", type=int, default=0, help="how often everyone has a turn; 0: two or four")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="in the full cache")
     parser.add_argument("--embedder", default="", help="embedder.backend, where it is not to be the default")
     parser.add_argument("--no-peers", action="store_true", help="without other gateways, which take long to install")
@@ -456,6 +458,7 @@ def main() -> int:
         fill(given.fill, given.examples, given.embedder)
         return 0
     size = QUICK if given.quick else FULL
+    size = replace(size, rounds=given.rounds or size.rounds)
     with tempfile.TemporaryDirectory() as folder:
         return bench(Path(folder), given, size)
 

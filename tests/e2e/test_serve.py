@@ -220,6 +220,31 @@ async def test_workers_share_the_port_what_they_learn_and_the_metrics(tmp_path: 
         assert await s.stop() == 0
 
 
+async def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
+    async with served(tmp_path, server={"workers": 2}) as s:
+        pids = await s.until(lambda: by_pid(s), lambda pids: len(pids) == 2)
+        await s.until(lambda: asyncio.to_thread(listeners, s), lambda count: count == 2)
+        before = {pid: sockets(pid) for pid in pids}
+        streams = [await asyncio.open_connection("127.0.0.1", int(s.url.rsplit(":", 1)[1])) for _ in range(40)]
+        for reader, writer in streams:  # one that answers has been accepted
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 200 " in await reader.readuntil(b"\r\n")
+        assert all(sockets(pid) >= before[pid] + 5 for pid in pids)  # by chance alone: once in ten million times
+        for _, writer in streams:
+            writer.close()
+
+
+def sockets(pid: int) -> int:
+    return sum(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd"))
+
+
+def listeners(s: Served) -> int:
+    """How many sockets listen at the proxy's port."""
+    port = f":{int(s.url.rsplit(':', 1)[1]):04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(port) and row[3] == "0A" for row in rows)
+
+
 async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     async with served(tmp_path, server={"workers": 2}) as s:
         before = await s.until(lambda: by_pid(s), lambda pids: len(pids) == 2)
@@ -251,12 +276,15 @@ async def test_workers_that_cannot_start_say_so_once(tmp_path: Path) -> None:
             assert "NO_SUCH_KEY" in err
 
 
-async def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
-    async with served(tmp_path) as s:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_port_that_is_taken_is_said(tmp_path: Path, workers: int) -> None:
+    """Also where it is one that workers share among themselves."""
+    async with served(tmp_path, server={"workers": workers}) as s:
         port = s.url.rsplit(":", 1)[1]
-        code, out, err = await s.run("serve", "--port", port)
-        assert (code, out) == (1, "")
-        assert len(err.strip().splitlines()) == 1 and port in err
+        for others in ("1", "2"):
+            code, out, err = await s.run("serve", "--port", port, "--workers", others)
+            assert (code, out) == (1, "")
+            assert len(err.strip().splitlines()) == 1 and port in err
 
 
 # ---- several processes on one store
