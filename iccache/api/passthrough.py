@@ -136,6 +136,7 @@ async def _opened(request: web.Request) -> Parcel:
         return Parcel(body)  # what is wrong with it is the upstream's to say
     if not isinstance(document, dict):
         return Parcel(body)
+    bodies.refuse_wide(document)
     model = document.get("model")
     named = model if isinstance(model, str) else None
     return Parcel(body, named, bodies.controls(document), bodies.CONTROLS in document)

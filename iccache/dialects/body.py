@@ -11,6 +11,9 @@ from iccache.errors import RequestError
 from iccache.types import NO_CONTROLS, Controls, Form
 
 MAX_DEPTH = 128  # levels of nesting
+MAX_MEMBERS = 10_000  # of the body itself
+MAX_VALUES = 100_000  # in all of it
+SMALL_BYTES = 65_536  # cannot hold as many as would take long
 CONTROLS = "iccache"  # the member that is for us
 _FLAGS = {True: True, False: False, "yes": True, "no": False, None: True}
 
@@ -23,8 +26,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise RequestError(400, f"The body is not valid JSON: {exc}") from exc
     if not isinstance(found, dict):
         raise RequestError(400, "The body must be a JSON object.")
-    if _deeper_than(found, MAX_DEPTH, body):
-        raise RequestError(400, f"The body is nested more than {MAX_DEPTH} levels deep.")
+    _refuse_monsters(found, body)
     if not isinstance(found.get("model"), str) or not found["model"]:
         refuse("model", "model is required, as a string.", missing="model" not in found)
     return found
@@ -133,16 +135,29 @@ def tokens(body: dict[str, Any], keys: Sequence[str]) -> int | None:
     return None
 
 
-def _deeper_than(value: object, levels: int, source: bytes) -> bool:
-    """Whether containers nest deeper than `levels`. Counting brackets settles it for nearly every body."""
-    if source.count(b"[") + source.count(b"{") <= levels:
-        return False
-    layer: list[Any] = [value]
-    for _ in range(levels):
+def _refuse_monsters(found: dict[str, Any], source: bytes) -> None:
+    """Raises RequestError(400) for what is nested too deep or holds too many values, which would take too long at every
+    step from here. Counting brackets settles it for nearly every body.
+    """
+    refuse_wide(found)
+    if len(source) <= SMALL_BYTES and source.count(b"[") + source.count(b"{") <= MAX_DEPTH:
+        return
+    layer: list[Any] = [found]
+    values = 0
+    for _ in range(MAX_DEPTH):
+        values += sum(map(len, layer))
+        if values > MAX_VALUES:
+            raise RequestError(400, f"The body holds more than {MAX_VALUES} values.")
         layer = [child for node in layer for child in _children(node) if isinstance(child, dict | list)]
         if not layer:
-            return False
-    return True
+            return
+    raise RequestError(400, f"The body is nested more than {MAX_DEPTH} levels deep.")
+
+
+def refuse_wide(found: dict[str, Any]) -> None:
+    """Raises RequestError(400) for more members than any request has: each is looked at when the body is edited."""
+    if len(found) > MAX_MEMBERS:
+        raise RequestError(400, f"The body has more than {MAX_MEMBERS} members.")
 
 
 def _children(node: dict[str, Any] | list[Any]) -> Any:

@@ -66,6 +66,11 @@ NOT_REQUESTS = {
     "a thousand levels": b'{"model":"auto","messages":' + b"[" * 1000 + b"]" * 1000 + b"}",
     "a million levels": b'{"model":"auto","messages":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
     "two hundred levels": b'{"model":"auto","messages":' + b'[{"a":' * 100 + b"1" + b"}]" * 100 + b"}",
+    "a hundred thousand members": b'{"model":"auto",' + b",".join(b'"k%d":1' % i for i in range(100_000)) + b"}",
+    "two hundred thousand messages": b'{"model":"auto","messages":[' + b",".join([b"{}"] * 200_000) + b"]}",
+    "two hundred thousand parts": b'{"model":"auto","messages":[{"role":"user","content":['
+    + b",".join([b"1"] * 200_000)
+    + b"]}]}",
     "our own object of another type": b'{"model":"auto","messages":[],"iccache":7}',
     "our own object, unknown key": b'{"model":"auto","messages":[],"iccache":{"bakend":"large"}}',
     "our own object, wrong value": b'{"model":"auto","messages":[],"iccache":{"examples":-1}}',
