@@ -103,15 +103,15 @@ def check(path: Path | None, as_json: bool) -> None:
 @click.option("--example", is_flag=True, help="Print a file with every setting, its default and its sentence.")
 @click.option("--table", is_flag=True, help="Print every setting as a Markdown table.")
 def show_config(path: Path | None, as_json: bool, example: bool, table: bool) -> None:
-    """Print the configuration in force: file, environment and defaults together. It holds no key."""
+    """Print the configuration in force: file, environment and defaults together. It shows no key and no password."""
     if example:
         click.echo(config.example_toml(), nl=False)
     elif table:
         click.echo(config.markdown_table(), nl=False)
     elif as_json:
-        click.echo(config.to_json(config.load(path)))
+        click.echo(config.without_passwords(config.to_json(config.load(path))))
     else:
-        click.echo(config.to_toml(config.load(path)), nl=False)
+        click.echo(config.without_passwords(config.to_toml(config.load(path))), nl=False)
 
 
 @main.command()

@@ -347,8 +347,11 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
     if path is None:
         path = DEFAULT_FILE if DEFAULT_FILE.exists() else None
     data = _read(path) if path else {}
-    _override(data, environ)
-    return parse(data, source=str(path) if path else "the environment")
+    laid_over = _override(data, environ)
+    sources = [str(path)] if path else []
+    if laid_over:
+        sources.append(", ".join(laid_over))
+    return parse(data, source=" with ".join(sources) or "the defaults")
 
 
 def parse(data: dict[str, Any], source: str = "configuration") -> Config:
@@ -482,6 +485,11 @@ def markdown_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def without_passwords(text: str) -> str:
+    """A printed configuration without the passwords of its addresses."""
+    return re.sub(r"(?<=://)([^/\s\"@:]*):[^/\s\"@]*(?=@)", r"\1:***", text)
+
+
 def to_json(config: Config) -> str:
     """`config` as JSON, indented. Holds no key, only the names of keys."""
     return msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
@@ -513,15 +521,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML: {exc}") from exc
 
 
-def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Lay the variables named ICCACHE_SECTION__KEY over `data`. Lists are JSON or comma-separated.
+def _override(data: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """Lay the variables named ICCACHE_SECTION__KEY over `data`; their names. Lists are JSON or comma-separated.
 
     Tables that repeat are reached by position or name: ICCACHE_BACKENDS__0__BASE_URL, ICCACHE_BACKENDS__SMALL__MODEL.
     """
+    laid_over = []
     for variable, text in sorted(environ.items()):
         path = variable.removeprefix(ENV_PREFIX).lower().split("__")
         if not variable.startswith(ENV_PREFIX) or len(path) < 2:
             continue
+        laid_over.append(variable)
         section = path[0]
         if section in REPEATED:
             if len(path) == 3:
@@ -542,6 +552,7 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"{section}: is a table, written [{section}]")
         table[path[1]] = _value(struct, path[1], text)
+    return laid_over
 
 
 def _repeated(data: dict[str, Any], section: str, place: str, variable: str) -> dict[str, Any]:

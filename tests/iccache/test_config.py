@@ -167,3 +167,23 @@ def test_a_missing_key_is_said() -> None:
     with pytest.raises(ConfigError, match="characters that no header can carry"):
         config.secret({"A_KEY": "a\nb"}, "A_KEY", "x")
     assert config.secret({"A_KEY": " k "}, "A_KEY", "x") == "k"
+
+
+def test_a_mistake_names_the_variables_that_were_laid_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "iccache.toml"
+    file.write_text("[server]\nport = 1\n")
+    with pytest.raises(ConfigError, match=r"iccache\.toml with ICCACHE_SERVER__PORT: server\.port: .*here: 'abc'"):
+        config.load(file, {"ICCACHE_SERVER__PORT": "abc", "ICCACHE_ADMIN_KEY": "x"})
+    with pytest.raises(ConfigError, match=r"iccache\.toml: server\.prot: |iccache\.toml: unknown key server\.prot"):
+        file.write_text("[server]\nprot = 1\n")
+        config.load(file, {})
+
+
+def test_a_printed_configuration_shows_no_password() -> None:
+    given = config.parse(
+        {"backends": [{"name": "a", "base_url": "https://ann:s3cret@host:1/v1?x=a@b:c", "model": "m"}]}
+    )
+    for text in (config.to_toml(given), config.to_json(given)):
+        shown = config.without_passwords(text)
+        assert "s3cret" not in shown and "https://ann:***@host:1/v1?x=a@b:c" in shown
+    assert config.without_passwords(config.example_toml()) == config.example_toml()
