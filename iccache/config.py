@@ -226,7 +226,7 @@ class Routing(Section, frozen=True):
         say("Confidence at which a backend is shown to keep quality_target, or to fall short of it."),
     ] = 0.95
     probe_share: Annotated[
-        Share, say("What is left of a backend's traffic where it is held back, so that it can be seen to recover.")
+        Share, say("Most of the requests that a backend gets where it is held back, so that it can be seen to recover.")
     ] = 0.1
     certify_first: Annotated[
         bool, say("Offload only where the evidence already says, at routing.confidence, that quality_target is kept.")

@@ -25,7 +25,7 @@ from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan, read_controls
 from iccache.price import as_usd, cost, price
 from iccache.quality.judging import Answered, Judging
-from iccache.quality.kinds import HELD_OUT, KIND, WITHHELD, kind_of
+from iccache.quality.kinds import HELD_OUT, KIND, MEANT, WITHHELD, kind_of
 from iccache.reuse import Reuse
 from iccache.select import Job, Select, signals
 from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot
@@ -351,6 +351,8 @@ class Pipeline:
             kept[HELD_OUT] = True
         if decision is not None and decision.withheld is not None:
             kept[WITHHELD] = decision.withheld
+        if decision is not None and decision.meant < 1.0:
+            kept[MEANT] = round(decision.meant, 4)
         return kept
 
     def features(self, plan: Plan, backend: config.Backend) -> Features | None:

@@ -6,7 +6,8 @@ it is seen. For every rate l in (0, 1)
     exp(l * sum(x_i - mu_i) - psi(l) * V),    psi(l) = -log(1 - l) - l,    V = sum((x_i - p_i)^2)
 
 is a supermartingale that starts at 1 (Fan, Grama and Liu 2015; Howard, Ramdas, McAuliffe and Sekhon 2021, theorem 4),
-and so is the mean of several rates. By Ville's inequality it ever reaches 1 / alpha with a probability of alpha at
+and so is the mean of several rates. With weights w_i in [0, 1], known before x_i is, the same holds of w_i x_i, w_i mu_i
+and w_i p_i, which bounds weighted means. By Ville's inequality it ever reaches 1 / alpha with a probability of alpha at
 most, so that, at all times t at once,
 
     mean of the mu_i up to t  >=  mean of the x_i up to t  -  boundary(V, alpha) / t
@@ -30,9 +31,9 @@ _STEPS = 4
 
 @dataclass(slots=True)
 class Evidence:
-    """What the qualities of some answers amount to."""
+    """What the qualities of some answers amount to, each with a weight in [0, 1]."""
 
-    count: int = 0
+    count: float = 0.0  # sum of the weights
     total: float = 0.0
     spread: float = 0.0  # V: squared errors of guessing each quality by those before
 
@@ -41,16 +42,16 @@ class Evidence:
         """In [0, 1]; one half while there is none."""
         return self.total / self.count if self.count else 0.5
 
-    def add(self, quality: float) -> None:
+    def add(self, quality: float, weight: float = 1.0) -> None:
         guess = (0.5 + self.total) / (1 + self.count)
-        self.spread += (quality - guess) ** 2
-        self.total += quality
-        self.count += 1
+        self.spread += (weight * (quality - guess)) ** 2
+        self.total += weight * quality
+        self.count += weight
 
-    def replace(self, old: float, new: float) -> None:
+    def replace(self, old: float, new: float, weight: float = 1.0) -> None:
         """One of the qualities was another: `spread` grows by the most that this can make of it, whatever the guess."""
-        self.total = min(float(self.count), max(0.0, self.total + new - old))
-        self.spread += abs(new - old) * max(old + new, 2.0 - old - new)
+        self.total = min(self.count, max(0.0, self.total + weight * (new - old)))
+        self.spread += weight**2 * abs(new - old) * max(old + new, 2.0 - old - new)
 
 
 def boundary(spread: Vector, alpha: Vector) -> Vector:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from router.types import Arm, ExampleSignals, Matrix, Signals, Vector
 
-N_PROJECTED = 64  # fewer blur kinds of request into each other, more make each decision dearer
+N_PROJECTED = 128  # fewer blur kinds of request into each other, more make each decision dearer
 PROJECTED_LIMIT = 4.0  # a projected coordinate of a unit vector has variance 1: four standard deviations
 
 N_SYSTEM = 16

@@ -8,14 +8,22 @@ other way round: an arm that falls short is held back as soon as the evidence sh
 Stretches begin every `EVERY` feedbacks and reach to the present, so that a break is seen although much of what came
 before was good. The s-th has the share alpha / (s (s + 1)) of alpha = 1 - `confidence`; all together have alpha.
 
-An arm that is held back gets `probe_share` of what the policy would give it, and its share of uniform exploration. It
-comes back when `EVERY` feedbacks on it or fewer show, at `RETURN_CONFIDENCE`, that it keeps the target; the stretches
-before count no longer then. Evidence is whatever quality becomes known: users', checks', comparisons by a judge. While
+What counts is the policy's choice. An answer that uniform exploration brought about says nothing of where the policy
+would have used the arm, so each counts with the share that the policy had in the draw (`weight`).
+
+An arm that is held back gets `probe_share` of the requests at most, and its share of uniform exploration. It comes back
+when bets that it keeps the target again have won 1 / (1 - `RETURN_CONFIDENCE`) (a test martingale, Waudby-Smith and
+Ramdas 2024, begun anew whenever it is below 1), and is given more requests to show it once they have won
+`PROMISING`; the stretches before count no longer then. While it stays below the target, a bet loses on average; coming
+back for nothing costs the answers it takes to see it again, and is no part of the promise.
+
+Evidence is whatever quality becomes known: users', checks', comparisons by a judge. While
 next to nothing is known of the dearest arm it is presumed to be good, which is no part of the promise: holding a
 cheaper arm back is what brings that knowledge.
 """
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,12 +33,15 @@ from typing import Any
 from router.confidence import Evidence, bounds
 from router.reward import checked_quality
 
-VERSION = 1  # of the form of a state
+VERSION = 2  # of the form of a state
 EVERY = 25  # feedbacks from the beginning of one stretch to that of the next
 STRETCHES = 12  # that are kept; giving one up costs promptness, never the promise
 RETURN_CONFIDENCE = 0.8  # that an arm held back keeps the target again
+PROMISING = 1.6  # times the stake: two good answers in a row
+STAKE = 0.7  # of what a bet that an answer reaches the bar can lose at most
 OWN = 10  # feedbacks on an arm from which on a kind goes by its own evidence
 LEDGERS = 500  # of tenants and kinds, that are kept; the longest unheard of goes first
+MIN_QUALITY = 0.01  # of the dearest, for a bet to mean something
 PRESUMED = 0.9  # quality of the dearest arm while fewer than `OWN` feedbacks say more
 REST = ""  # the kind that is all young kinds of a tenant together
 
@@ -41,6 +52,7 @@ class Standing(StrEnum):
     OPEN = "open"  # neither
     PROVED = "proved"  # it keeps the target
     HELD = "held"  # it was shown to fall short, and not to have recovered
+    RETURNING = "returning"  # held back, but its last answers are promising
 
 
 NO_EVIDENCE = Evidence()  # never added to
@@ -59,23 +71,31 @@ class Stretch:
     def of(self, arm: str) -> Evidence:
         return self.arms.setdefault(arm, Evidence())
 
-    def take(self, arm: str, quality: float, previous: float | None, at: float) -> None:
+    def take(self, arm: str, quality: float, previous: float | None, weight: float, at: float) -> None:
         if at < self.since:
             return
         if previous is None:
-            self.of(arm).add(quality)
+            self.of(arm).add(quality, weight)
             self.seen += 1
         elif arm in self.arms:
-            self.arms[arm].replace(previous, quality)
+            self.arms[arm].replace(previous, quality, weight)
 
 
 @dataclass(slots=True)
 class Shortfall:
     """What is known of an arm that is held back, since it is."""
 
-    stretch: Stretch
+    since: float  # Unix seconds
     mean: float  # of the arm in the stretch that showed it
     dearest: float  # lower bound of the dearest arm's mean there
+    won: float = 0.0  # >= 0: logarithm of what betting on the arm has made of a stake
+
+    def take(self, quality: float, previous: float | None, weight: float, bar: float) -> None:
+        """The arm's answer to a request that came since had `quality`, where `bar` > 0 would be good enough."""
+        gain = math.log1p(STAKE * weight * (quality - bar) / bar)
+        if previous is not None:
+            gain -= math.log1p(STAKE * weight * (previous - bar) / bar)
+        self.won = max(0.0, self.won + gain)
 
 
 @dataclass(slots=True)
@@ -100,15 +120,22 @@ class Ledger:
         seen = [max(1, s.seen) for s in self.stretches]
         return max(range(1, len(seen) - 3), key=lambda i: seen[i + 1] / seen[i - 1])
 
-    def take(self, arm: str, quality: float, previous: float | None, at: float) -> None:
+    def take(self, arm: str, quality: float, previous: float | None, weight: float, at: float) -> None:
         if not self.stretches:
             self.begin(0.0)  # all there ever was
         elif previous is None and self.stretches[-1].seen >= EVERY:
             self.begin(at)
-        for stretch in (*self.stretches, *(shortfall.stretch for shortfall in self.held.values())):
-            stretch.take(arm, quality, previous, at)
+        for stretch in self.stretches:
+            stretch.take(arm, quality, previous, weight, at)
         if previous is None:
             self.counts[arm] = self.counts.get(arm, 0) + 1
+
+    def lately(self, arm: str) -> float | None:
+        """The arm's mean in the last stretch that has `OWN` of its answers; None where none has."""
+        for stretch in reversed(self.stretches):
+            if (found := stretch.arms.get(arm)) is not None and found.count >= OWN:
+                return found.mean
+        return None
 
 
 class Floor:
@@ -135,17 +162,27 @@ class Floor:
         own, rest = self.ledgers_.get((tenant, kind)), self.ledgers_.get((tenant, REST))
         found: dict[str, Standing] = {}
         if rest is not None:
-            found.update({arm: s for arm, s in rest.standing.items() if s is Standing.HELD or kind == REST})
+            found.update({arm: s for arm, s in rest.standing.items() if arm in rest.held or kind == REST})
         if own is not None and own is not rest:
             found.update({arm: s for arm, s in own.standing.items() if own.counts.get(arm, 0) >= OWN})
         return found
 
     def learn(
-        self, tenant: str, kind: str, arm: str, quality: float, previous: float | None = None, *, at: float
+        self,
+        tenant: str,
+        kind: str,
+        arm: str,
+        quality: float,
+        previous: float | None = None,
+        *,
+        at: float,
+        weight: float = 1.0,
     ) -> None:
         """The answer of `arm` to a request of `tenant` and `kind` that came at `at` (Unix seconds) had `quality` in
-        [0, 1]; with `previous` it replaces that value."""
+        [0, 1]; with `previous` it replaces that value. `weight` in [0, 1] is the policy's share in the choice."""
         quality = checked_quality(quality)
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight must be in [0, 1], not {weight}")
         if previous is not None:
             previous = checked_quality(previous)
         kinds = [kind]
@@ -155,28 +192,38 @@ class Floor:
         for each in kinds:
             ledger = self.ledgers_.setdefault((tenant, each), Ledger())
             self.ledgers_.move_to_end((tenant, each))
-            ledger.take(arm, quality, previous, at)
+            ledger.take(arm, quality, previous, weight, at)
+            self._bet(ledger, arm, quality, previous, weight, at)
             for judged in list(ledger.counts) if arm == self.dearest else [arm]:
                 if judged != self.dearest:
                     self._judge(ledger, judged, at)
         while len(self.ledgers_) > LEDGERS:
             self.ledgers_.popitem(last=False)
 
-    def _judge(self, ledger: Ledger, arm: str, at: float) -> None:
-        """Hold the arm back, let it return, or neither."""
+    def _bet(self, ledger: Ledger, arm: str, quality: float, previous: float | None, weight: float, at: float) -> None:
+        """Where the arm is held back: that it keeps the target again."""
         held = ledger.held.get(arm)
-        if held is not None:
-            if self._recovered(held.stretch, arm):
-                del ledger.held[arm]
-                ledger.fresh_from[arm] = ledger.begin(at).number
-                ledger.standing[arm] = Standing.OPEN
-            elif held.stretch.of(arm).count >= EVERY:
-                held.stretch = Stretch(at)  # it may have recovered since
+        if held is None or at < held.since:
+            return
+        dearest = ledger.lately(self.dearest)
+        bar = self.quality_target * max(PRESUMED if dearest is None else dearest, MIN_QUALITY)
+        held.take(quality, previous, weight, bar)
+        if held.won >= math.log(1 / (1 - RETURN_CONFIDENCE)):
+            del ledger.held[arm]
+            ledger.fresh_from[arm] = ledger.begin(at).number
+            ledger.standing[arm] = Standing.OPEN
+        else:
+            promising = held.won >= math.log(PROMISING)
+            ledger.standing[arm] = Standing.RETURNING if promising else Standing.HELD
+
+    def _judge(self, ledger: Ledger, arm: str, at: float) -> None:
+        """Hold the arm back, or not; one that is held back is judged by bets."""
+        if arm in ledger.held:
             return
         proved = False
         for low, high, least, most, mean in self._compared(ledger, arm):
             if high < self.quality_target * least:
-                ledger.held[arm] = Shortfall(Stretch(at), mean, least)
+                ledger.held[arm] = Shortfall(at, mean, least)
                 ledger.standing[arm] = Standing.HELD
                 return
             proved = proved or low >= self.quality_target * most
@@ -195,13 +242,6 @@ class Floor:
             least, most = max(least, float(low[n + i])), min(most, float(high[n + i]))
             if stretch.number >= fresh_from and evidence[i].count:
                 yield float(low[i]), float(high[i]), least, most, evidence[i].mean
-
-    def _recovered(self, since: Stretch, arm: str) -> bool:
-        evidence = [since.of(arm), since.of(self.dearest)]
-        if not evidence[0].count:
-            return False
-        low, high = bounds(evidence, [(1 - RETURN_CONFIDENCE) / 2] * 2)
-        return bool(low[0] >= self.quality_target * high[1])
 
     def held(self) -> dict[str, int]:
         """By arm, for how many tenants and kinds it is held back."""
@@ -233,7 +273,7 @@ def _ledger(entry: dict[str, Any]) -> Ledger:
         [_stretch(s) for s in entry["stretches"]],
         {arm: int(count) for arm, count in entry["counts"].items()},
         {
-            arm: Shortfall(_stretch(h["stretch"]), float(h["mean"]), float(h["dearest"]))
+            arm: Shortfall(float(h["since"]), float(h["mean"]), float(h["dearest"]), float(h["won"]))
             for arm, h in entry["held"].items()
         },
         {arm: int(number) for arm, number in entry["fresh_from"].items()},
@@ -242,5 +282,5 @@ def _ledger(entry: dict[str, Any]) -> Ledger:
 
 
 def _stretch(entry: dict[str, Any]) -> Stretch:
-    arms = {arm: Evidence(int(e["count"]), float(e["total"]), float(e["spread"])) for arm, e in entry["arms"].items()}
+    arms = {arm: Evidence(float(e["count"]), float(e["total"]), float(e["spread"])) for arm, e in entry["arms"].items()}
     return Stretch(float(entry["since"]), int(entry["number"]), int(entry["seen"]), arms)

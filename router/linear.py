@@ -64,9 +64,25 @@ class LinearThompson(Linear):
         means, sds = self.beliefs(x, arms)
         gain = load_bias.max() - load_bias
         least = bar(means, arms, quality_target)
+        sds = self.spreads(arms) * sds
+        chosen = choice_probabilities((means + gain)[order], sds[order], least)
+        for i, share in self._hopeful(arms):
+            mean, sd = self.at_first(arms[i], x[i])
+            if mean <= means[i]:
+                continue  # it is known to be as good by now
+            others = np.arange(len(arms)) != i
+            anew = np.where(others, means, mean) + gain, np.where(others, sds, sd)
+            chosen += share * (choice_probabilities(anew[0][order], anew[1][order], least) - chosen)
         probabilities = np.empty(len(arms))
-        probabilities[order] = choice_probabilities((means + gain)[order], (self.spreads(arms) * sds)[order], least)
+        probabilities[order] = chosen
         return probabilities
+
+    def _hopeful(self, arms: Sequence[Arm]) -> list[tuple[int, float]]:
+        """Cheaper arms whose poor answers have lately turned out well, with the chance in [0, 1] that is given to their
+        being as good as an arm never seen. So that one that recovered need not wait for uniform exploration to show it:
+        each good answer brings the next one nearer, and a bad one ends it."""
+        dearest = price_order(arms)[-1]
+        return [(i, share) for i, share in enumerate(self.hopes(arms)) if share and i != dearest]
 
     def spreads(self, arms: Sequence[Arm]) -> Vector:
         """(n_arms,) in [`spread`, 1]: 1 before any feedback, `spread` once there is plenty. An arm that bad luck has

@@ -48,6 +48,7 @@ KEPT_COUNT = 3.0  # but no more than so many feedbacks' worth
 SUSPECTS = 50  # feedbacks kept one by one, in case the arm is found to have changed
 ADAPT_FIRST, ADAPT_GROWTH, ADAPT_EVERY = 40, 1.25, 1000  # feedbacks of all arms between two looks at the traffic
 LEAST_SPREAD = 0.1  # of a feature, in variance: keeps columns that hardly vary from being trusted with much
+UNKNOWN = ""  # no arm has this name
 LIMIT = 1e15  # of any sum in a state that is read
 
 
@@ -222,6 +223,17 @@ class Regressions:
         known = self.statistics_.get(arm)
         return known.calibration.calibrated(mean, variance, self.noise_sd) if known else (mean, variance)
 
+    def hopes(self, arms: Sequence[Arm]) -> list[float]:
+        """(n_arms,) in [0, 1]: how much an arm's answers speak for its being better than was known; 1 at the alarm, and
+        0.4 after the first good answer where none was expected."""
+        known = [self.drift_.get(arm.name) for arm in arms]
+        return [min(1.0, math.sqrt(d.rise / d.alarm)) if d is not None and d.rise else 0.0 for d in known]
+
+    def at_first(self, arm: Arm, x: Vector) -> tuple[float, float]:
+        """Mean and standard deviation of the arm's expected quality at `x`, as if nothing was known of it."""
+        mean, variance = self.posterior(UNKNOWN, arm.is_teacher).predict(x)
+        return mean, math.sqrt(variance)
+
     def posterior(self, arm: str, is_teacher: bool = False) -> Posterior:
         """The belief about one arm now; its prior when it was never seen."""
         if (known := self._posteriors.get((arm, is_teacher))) is None:
@@ -275,7 +287,8 @@ class Regressions:
     def _add(self, arm: str, x: Vector, quality: float) -> None:
         drift = self.drift_.setdefault(arm, self._unmoved.fresh())
         predicted, variance = self.posterior(arm).predict(x)
-        since = drift.observe(self._unexplained(quality, *self._calibrated(arm, predicted, variance)))
+        expected, doubt = self._calibrated(arm, predicted, variance)
+        since = drift.observe(self._unexplained(quality, expected, doubt), expected)
         suspects = self._suspects.setdefault(arm, deque(maxlen=SUSPECTS))
         sure = sureness(variance)
         suspects.append(Suspect(x, quality, predicted, sure, 1.0))

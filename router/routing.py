@@ -13,6 +13,8 @@ from router.policy import Policy, one_hot
 from router.reward import load_prices, relative_cost
 from router.types import Arm, Decision, Signals, Vector, price_order
 
+RETURNING_SHARE = 0.5
+
 
 class Router:
     """Draws an arm for each request from exactly the distribution that it logs.
@@ -21,8 +23,8 @@ class Router:
 
     `quality_target` in [0, 1] is the share of the dearest arm's expected quality that a cheaper arm must be
     expected to keep to be preferred to it. `theta` (share of capacity), `lambda0` (quality) and `gamma` shape the load
-    bias. Of an arm that the floor holds back, `probe_share` is left of what the policy gives it, and the rest goes to
-    the dearest. With `certify_first` an arm cheaper than the dearest is drawn only where the floor has proved it. With
+    bias. An arm that the floor holds back keeps `probe_share` of the requests at most, and `RETURNING_SHARE` once its
+    answers are promising; what the policy gives it beyond goes to the dearest. With `certify_first` an arm cheaper than the dearest is drawn only where the floor has proved it. With
     `shadow` the dearest arm serves everything, and the draw is only noted as `preferred`.
     """
 
@@ -81,10 +83,8 @@ class Router:
         bias = self.load_bias(arms, load)
         dearest = price_order(arms)[-1]
         chosen = self.policy.probabilities(x, arms, bias, self.quality_target)
-        held = np.array([standing.get(name) is Standing.HELD for name in names]) & ~_at(dearest, len(arms))
-        explored = self._explored(
-            self._held_back(chosen, held, dearest), self._allowed(names, dearest, standing), dearest
-        )
+        left = self._held_back(chosen, self._most(names, dearest, standing), dearest)
+        explored = self._explored(left, self._allowed(names, dearest, standing), dearest)
         probabilities = (1 - self.holdout_share) * explored + self.holdout_share * one_hot(dearest, len(arms))
         u = float(self._rng.random())
         held_out = u < self.holdout_share
@@ -104,6 +104,7 @@ class Router:
             features=x[served],
             preferred=names[preferred],
             wanted=names[wanted],
+            meant=self._meant(left, probabilities, served, dearest),
             held_out=held_out,
         )
 
@@ -129,11 +130,26 @@ class Router:
         proved = np.array([standing.get(name) is Standing.PROVED for name in names])
         return np.asarray(proved | _at(dearest, len(names)))
 
-    def _held_back(self, chosen: Vector, held: NDArray[np.bool_], dearest: int) -> Vector:
+    def _most(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> Vector:
+        """(n_arms,) in [0, 1]: the largest share of requests that the floor leaves to each arm. To the dearest all."""
+        shares = {Standing.HELD: self.probe_share, Standing.RETURNING: max(RETURNING_SHARE, self.probe_share)}
+        most = np.array([shares.get(standing.get(name, Standing.OPEN), 1.0) for name in names])
+        most[dearest] = 1.0
+        return most
+
+    def _held_back(self, chosen: Vector, most: Vector, dearest: int) -> Vector:
         """What is left to each arm where some are held back: the dearest takes over what they lose."""
-        left = np.where(held, self.probe_share * chosen, chosen)
+        left: Vector = np.minimum(chosen, most)
         left[dearest] += (chosen - left).sum()
         return left
+
+    def _meant(self, left: Vector, probabilities: Vector, served: int, dearest: int) -> float:
+        """In [0, 1]: the share that what the policy gives the arm has in the probability of its draw. 1 for the
+        dearest, to which everything else falls, and so in shadow mode."""
+        if served == dearest:
+            return 1.0
+        own = (1 - self.holdout_share) * (1 - self.exploration) * left[served]
+        return float(min(1.0, own / probabilities[served]))
 
     def _explored(self, chosen: Vector, allowed: NDArray[np.bool_], dearest: int) -> Vector:
         """The policy's share of what may not be drawn goes to the dearest; exploration stays among what may."""

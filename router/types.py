@@ -70,6 +70,7 @@ class Decision:
     features: Vector  # (n_features,) of `arm`: what is logged and learned from
     preferred: str  # what was drawn; differs from `arm` only in shadow mode
     wanted: str  # what the same draw would have served without the floor
+    meant: float = 1.0  # in [0, 1]: the policy's share in the draw of `arm`; the rest is exploration or the hold-out
     held_out: bool = False  # the dearest serves because the request is one of `holdout_share`, whatever the policy says
 
     @property

@@ -19,7 +19,7 @@ from iccache.examples.store import ExampleStore
 from iccache.examples.utility import NAMES, UtilityModel
 from iccache.learn.access import Access, InForce
 from iccache.learn.counting import Counting
-from iccache.quality.kinds import kind_of_record
+from iccache.quality.kinds import kind_of_record, meant
 from iccache.types import Change, ChangeKind
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     features: NDArray[np.float64] | None
     old: float | None
     new: float | None
+    meant: float = 1.0  # share of the policy in the choice of the backend
 
 
 class Learned(NamedTuple):
@@ -210,6 +211,7 @@ class Follower:
             features=exchange.features,
             old=change.old,
             new=change.new,
+            meant=meant(exchange),
         )
 
     def _rebuild(self, cursor: int) -> News:
@@ -249,7 +251,13 @@ class Follower:
         try:
             self.in_force.router.learn(outcome.backend, outcome.features, outcome.new, outcome.old)
             self.in_force.floor.learn(
-                outcome.tenant, outcome.kind, outcome.backend, outcome.new, outcome.old, at=outcome.at
+                outcome.tenant,
+                outcome.kind,
+                outcome.backend,
+                outcome.new,
+                outcome.old,
+                at=outcome.at,
+                weight=outcome.meant,
             )
         except ValueError as exc:
             log.warning("an outcome of %s cannot be learned from: %s", outcome.backend, exc)

@@ -25,6 +25,8 @@ from scipy import stats
 from iccache import config
 from iccache.demo.tasks import TASKS
 from iccache.examples.embed import Embedder, make_embedder
+from iccache.quality.kinds import kind_of
+from router.floor import Floor
 from router.policy import Policy
 from router.routing import Router
 from router.types import Arm, ExampleSignals, Signals
@@ -75,6 +77,7 @@ class World:
     teacher: float = 1.0
     share: float = 0.5  # of the mastered kind among requests
     delay: int = 0  # requests until a score arrives
+    block: int = 1  # requests of one kind in a row
     middle: float | None = None  # a third backend, of this quality for both kinds
 
     @property
@@ -181,35 +184,40 @@ class Examples:
         )
 
 
-def run(world: World, texts: Texts, policy: Policy, seed: int) -> tuple[float, float, float]:
-    """Shares that went to the student: of the last of the mastered kind, of the other, and after it broke."""
+def run(world: World, texts: Texts, policy: Policy, seed: int, broken: int = BROKEN) -> tuple[float, float, float]:
+    """Shares that went to the student: of the last of the mastered kind, of the other, and after it broke (`broken`
+    requests; 0: it does not, and the share is 0)."""
     rng = np.random.default_rng(seed)
-    router = default_router(policy, np.random.default_rng(seed + 10_000))
+    router, floor = default_router(policy, np.random.default_rng(seed + 10_000)), default_floor("teacher")
     examples, waiting, log = Examples(texts.embedder.dim), [], []
-    for i in range(REQUESTS + BROKEN):
-        mastered = bool(rng.random() < world.share)
+    mastered = False
+    for i in range(REQUESTS + broken):
+        if i % world.block == 0:
+            mastered = bool(rng.random() < world.share)
         kind = world.mastered if mastered else world.other
+        name = kind_of(kind.system)
         text = kind.texts[rng.integers(len(kind.texts))]
         embedding = texts.known[text]
         near = examples.signals(embedding)
         signals = Signals(
             embedding, len(text) // 4, 1, {a.name: near for a in world.arms[:-1]} if near else {}, system=kind.system
         )
-        decision = router.route(signals, world.arms, 0.0)
+        decision = router.route(signals, world.arms, 0.0, floor.standing("tenant", name))
         if decision.arm == "teacher":
             examples.add(embedding)
         score = world.score(rng, world.quality(decision.arm, mastered, broken=i >= REQUESTS))
-        waiting.append((decision, score))
+        waiting.append((decision, name, score, float(i)))
         if len(waiting) > world.delay:
-            known, score = waiting.pop(0)
+            known, of, score, at = waiting.pop(0)
             router.learn(known.arm, known.features, score)
+            floor.learn("tenant", of, known.arm, score, at=at, weight=known.meant)
         log.append((mastered, decision.arm == "student"))
     kinds, student = np.array(log).T
     before, after = slice(REQUESTS), slice(REQUESTS + PATIENCE, None)
     return (
         float(student[before][kinds[before]][-LAST:].mean()),
         float(student[before][~kinds[before]][-LAST:].mean()),
-        float(student[after].mean()),
+        float(student[after].mean()) if broken else 0.0,
     )
 
 
@@ -224,7 +232,13 @@ def default_router(policy: Policy, rng: np.random.Generator) -> Router:
         lambda0=r.lambda0,
         gamma=r.gamma,
         rng=rng,
+        probe_share=r.probe_share,
     )
+
+
+def default_floor(dearest: str) -> Floor:
+    r = config.Routing()
+    return Floor(dearest, quality_target=r.quality_target, confidence=r.confidence)
 
 
 def holds(shares: tuple[float, float, float]) -> tuple[bool, bool, bool]:

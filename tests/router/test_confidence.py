@@ -101,3 +101,20 @@ def test_a_replaced_quality_moves_the_mean_and_never_narrows():
             (0.5 + sum(seen[:i])) / (i + 1) for seen in [[*others[:place], old, *others[place:]]] for i in range(6)
         ]
         assert replaced.spread >= sum((x - g) ** 2 for x, g in zip(plain, guesses, strict=True)) - 1e-12
+
+
+def test_bounds_on_weighted_means_hold_although_the_weights_follow_what_was_seen():
+    """The weight of the next quality grows after bad luck. At 80 %, one run in five may ever be out of bounds."""
+    rng, out = np.random.default_rng(11), 0
+    for _ in range(150):
+        evidence, weighted, weights, missed = Evidence(), 0.0, 0.0, False
+        for i in range(60):
+            weight, mean = (0.9 if evidence.mean < 0.5 else 0.2), 0.3 + 0.4 * (i % 2)
+            evidence.add(float(rng.random() < mean), weight)
+            weighted, weights = weighted + weight * mean, weights + weight
+            if i % 10 == 9:
+                low, high = bounds([evidence], [0.1])
+                missed = missed or not low[0] <= weighted / weights <= high[0]
+        assert evidence.count == pytest.approx(weights)
+        out += missed
+    assert out <= 30

@@ -45,3 +45,21 @@ def test_an_alarm_says_since_when():
     answers = [cusum.observe(s) for s in [0.3, -0.1, 0.0, *[-0.9] * 7]]
     assert answers == [*[0] * 9, 7]
     assert (cusum.falling, cusum.rising) == (0, 0)
+
+
+def test_what_was_expected_to_be_good_does_not_hide_that_something_poor_became_good():
+    """One probe of the poor kind for ten good answers to another."""
+    told, blind = Cusum(), Cusum()
+    for i in range(11 * 12):
+        surprise, expected = (0.9, 0.05) if i % 11 == 0 else (0.03, 0.95)
+        if told.observe(surprise, expected):
+            break
+        assert not blind.observe(surprise)
+    assert 4 * 11 < i <= 10 * 11
+
+
+def test_a_side_that_is_not_moved_fades_to_nothing():
+    cusum = Cusum(rise=2.0, rising=3)
+    for _ in range(2000):
+        cusum.observe(0.0, 0.9)
+    assert (cusum.rise, cusum.rising) == (0.0, 0)

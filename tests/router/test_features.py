@@ -86,7 +86,7 @@ def test_the_projection_is_the_same_everywhere():
     assert "".join("+" if v > 0 else "-" for v in projection(384)[0, :32]) == "+---++--+-+-+------++-----+-----"
     assert "".join("+" if v > 0 else "-" for v in projection(384)[63, -32:]) == "++++----+-+--++-+-+---+---++++++"
     digest = hashlib.sha256(projection(384).astype(np.int8).tobytes()).hexdigest()
-    assert digest == "1507eb3d630129b5461327e985fae43173e64a5bf8fb8dacd375e3c9d4532873"
+    assert digest == "a144d92c4fe77562a8a3a35ab0980c5b018bb670554be5254ca5a4c7da0e1fee"
 
 
 def test_the_projection_is_balanced_and_depends_on_the_dimension():

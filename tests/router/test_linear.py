@@ -217,6 +217,18 @@ def test_an_arm_that_changes_is_relearned_from_little_and_only_that_arm():
     assert policy.posterior("student").covariance[0, 0] > 5 * policy.posterior("teacher").covariance[0, 0]
 
 
+def test_good_answers_of_an_arm_known_as_poor_bring_the_next_ones_nearer():
+    policy, x = small(alarm=4.0), np.array([1.0, 0, 0, 0])
+    certain(policy, student=0.1, teacher=0.9)
+    arms, rows = [STUDENT, TEACHER], np.stack([x] * 2)
+    shares = [float(policy.probabilities(rows, arms, np.zeros(2), 0.7)[0])]
+    for quality in (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
+        policy.learn("student", x, quality)
+        shares.append(float(policy.probabilities(rows, arms, np.zeros(2), 0.7)[0]))
+    assert shares[0] < 0.01 < 0.1 < shares[1] < shares[2] < shares[3]
+    assert shares[-1] < 0.01, "and bad ones end it"
+
+
 def test_an_error_where_little_is_known_is_no_surprise():
     policy, x = small(), np.array([1.0, 0.0, 0, 0])
     certain(policy, student=0.9)

@@ -213,7 +213,7 @@ def test_a_student_that_is_repaired_comes_back():
     world, r = TwoKinds(np.random.default_rng(2)), router(seed=4)
     served(r, world, 200, lambda arm, kind: 1.0)
     broken = served(r, world, 150, lambda arm, kind: float(arm == "teacher"))
-    repaired = served(r, world, 800, lambda arm, kind: 1.0)
+    repaired = served(r, world, 400, lambda arm, kind: 1.0)
     assert broken[-60:, 1].mean() <= 0.15
     assert repaired[-100:, 1].mean() >= 0.8
 
@@ -239,7 +239,7 @@ def test_features_and_names_agree_with_the_policy():
 HELD = {"student": Standing.HELD}
 
 
-def test_an_arm_held_back_keeps_a_share_of_what_the_policy_gives_it():
+def test_an_arm_held_back_keeps_a_share_of_the_requests_at_most():
     r = router(Always("student"), exploration=0.3, probe_share=0.2)
     d = r.route(PLAIN, ARMS, 0.0, HELD)
     np.testing.assert_allclose(d.probabilities, [0.7 * 0.2 + 0.1, 0.1, 0.7 * 0.8 + 0.1])
@@ -258,6 +258,22 @@ def test_the_hold_out_is_drawn_at_random_and_noted():
     assert np.mean([d.held_out for d in decisions]) == pytest.approx(0.25, abs=0.06)
     assert {d.propensity for d in decisions} == {0.25, 0.75}
     assert all(d.arm == "teacher" for d in (router(holdout_share=1.0).route(PLAIN, ARMS, 0.0) for _ in range(5)))
+
+
+def test_an_arm_that_is_returning_keeps_half_and_one_that_is_hardly_wanted_what_it_has():
+    r = router(Always("student"), exploration=0.0, probe_share=0.2)
+    p = r.route(PLAIN, ARMS, 0.0, {"student": Standing.RETURNING}).probabilities
+    assert p == pytest.approx([0.5, 0, 0.5])
+    r = router(Always("teacher"), exploration=0.3, probe_share=0.2)
+    assert r.route(PLAIN, ARMS, 0.0, HELD).probabilities == pytest.approx([0.1, 0.1, 0.8])
+
+
+def test_how_far_the_policy_meant_the_arm_that_was_drawn_is_noted():
+    r = router(Always("student"), exploration=0.3, probe_share=0.2)
+    decisions = [r.route(PLAIN, ARMS, 0.0, HELD) for _ in range(60)]
+    assert {d.arm: d.meant for d in decisions} == pytest.approx(
+        {"student": 0.7 * 0.2 / 0.24, "middle": 0.0, "teacher": 1.0}
+    )
 
 
 def test_what_the_policy_wanted_is_noted():
