@@ -6,9 +6,9 @@ it is seen. For every rate l in (0, 1)
     exp(l * sum(x_i - mu_i) - psi(l) * V),    psi(l) = -log(1 - l) - l,    V = sum((x_i - p_i)^2)
 
 is a supermartingale that starts at 1 (Fan, Grama and Liu 2015; Howard, Ramdas, McAuliffe and Sekhon 2021, theorem 4),
-and so is the mean of several rates. With weights w_i in [0, 1], known before x_i is, the same holds of w_i x_i, w_i mu_i
-and w_i p_i, which bounds weighted means. By Ville's inequality it ever reaches 1 / alpha with a probability of alpha at
-most, so that, at all times t at once,
+and so is the mean of several rates. With weights w_i in [0, 1], known before x_i is, the same holds of w_i x_i,
+w_i mu_i and w_i p_i, which bounds weighted means. By Ville's inequality it ever reaches 1 / alpha with a probability
+of alpha at most, so that, at all times t at once,
 
     mean of the mu_i up to t  >=  mean of the x_i up to t  -  boundary(V, alpha) / t
 

@@ -13,8 +13,9 @@ class Cusum:
 
     A side grows by what a surprise exceeds `slack`, and never falls below 0; above `alarm` it says so and starts
     afresh. Where good was expected only the falling side moves, where poor only the rising one: an arm that is good at
-    one kind of request does not hide by it that it became good at another. A model that goes from good to broken is noticed in about `alarm / (1 - slack)` feedbacks; fair coin flips
-    that were expected to be one half (surprises of +-0.5) alarm about once in ten thousand. `alarm` = inf: never.
+    one kind of request does not hide by it that it became good at another. A model that goes from good to broken is
+    noticed in about `alarm / (1 - slack)` feedbacks; fair coin flips that were expected to be one half (surprises of
+    +-0.5) alarm about once in ten thousand. `alarm` = inf: never.
     """
 
     def __init__(

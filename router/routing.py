@@ -24,8 +24,9 @@ class Router:
     `quality_target` in [0, 1] is the share of the dearest arm's expected quality that a cheaper arm must be
     expected to keep to be preferred to it. `theta` (share of capacity), `lambda0` (quality) and `gamma` shape the load
     bias. An arm that the floor holds back keeps `probe_share` of the requests at most, and `RETURNING_SHARE` once its
-    answers are promising; what the policy gives it beyond goes to the dearest. With `certify_first` an arm cheaper than the dearest is drawn only where the floor has proved it. With
-    `shadow` the dearest arm serves everything, and the draw is only noted as `preferred`.
+    answers are promising; what the policy gives it beyond goes to the dearest. With `certify_first` an arm cheaper than
+    the dearest is drawn only where the floor has proved it. With `shadow` the dearest arm serves everything, and the
+    draw is only noted as `preferred`.
     """
 
     def __init__(

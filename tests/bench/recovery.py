@@ -2,8 +2,8 @@
 
     python -m tests.bench.recovery [--runs 20]
 
-One kind of request or two, everyday texts, a 0/1 score for each, the default configuration with its floor. Counted
-in requests of all kinds: until at most 15 % of the last 20 go to the student that broke, 80 % of the last 30 to
+One kind of request or two, everyday texts, a 0/1 score for each, default configuration with its floor. Counted in
+requests of all kinds: until at most 15 % of the last 20 go to the student that broke, 80 % of the last 30 to
 the one that was mended or to the new one, and until the new one is asked for the first time.
 """
 
