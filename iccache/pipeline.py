@@ -232,6 +232,8 @@ class Pipeline:
         """The record of this request, as far as it is known when the answer begins."""
         first = self.clock()
         backend = reply.backend.name
+        if reply.streams and backend == plan.order[0] and call.sent is not None:
+            self.fleet.load.first_byte(backend, first - call.sent, first)
         drawn = plan.decision is not None and plan.decision.arm == backend
         kind = DecisionKind.FALLBACK if backend != plan.order[0] else plan.kind
         offloaded = kind in (DecisionKind.ROUTED, DecisionKind.FALLBACK) and backend != self.directory.by_price[-1].name

@@ -175,6 +175,7 @@ def evaluate_(
 
 @main.command()
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How often, each time otherwise.")
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="The first seed.")
 @click.option("--scale", type=click.FloatRange(0.01, 1.0), default=0.05, show_default=True, help="Of load and slots.")
 @click.option(
     "--picture",
@@ -185,11 +186,14 @@ def evaluate_(
     "--json", "json_to", is_flag=False, flag_value=STDOUT, metavar="[FILE]", help="Report as JSON, there or into FILE."
 )
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="Is checked; not needed.")
-def simulate(seeds: int, scale: float, picture: Path | None, json_to: str | None, path: Path | None) -> None:
+def simulate(
+    seeds: int, first: int, scale: float, picture: Path | None, json_to: str | None, path: Path | None
+) -> None:
     """Drive the real router with a half hour of arrivals and modelled backends: six policies under one load."""
     if path is not None:
         config.load(path)
-    told = simulated(Assumptions(scale=scale), range(seeds), lambda line: click.echo(f"simulate: {line}", err=True))
+    say = lambda line: click.echo(f"simulate: {line}", err=True)  # noqa: E731
+    told = simulated(Assumptions(scale=scale), range(first, first + seeds), say)
     _print(told.as_text(), told.as_json(), json_to)
     if picture is not None:
         told.draw(picture)

@@ -173,3 +173,28 @@ def test_what_a_backend_says_it_has_counts_where_it_is_more():
     assert tracker.load(4.0) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="requests"):
         tracker.report("big", float("nan"), 5.0)
+
+
+def test_an_arm_slow_to_its_first_byte_counts_as_busy_and_recovers():
+    tracker = LoadTracker({"large": 8}, ["large"], smoothing_s=10)
+    rng = np.random.default_rng(0)
+    seen, now = {}, 0.0
+    for phase, times in (("usual", 1.0), ("slow", 4.0), ("usual again", 1.0)):
+        for _ in range(60):
+            now += 1.0
+            tracker.first_byte("large", 0.5 * times * rng.lognormal(0, 0.2), now)
+        seen[phase] = tracker.load(now)
+    assert seen["usual"] < 0.15 and 0.4 < seen["slow"] < 1.4 and seen["usual again"] < 0.15
+    tracker.first_byte("large", 50.0, now + 1)
+    assert tracker.load(now + 100) < 0.05, "without answers it fades"
+
+
+def test_slowness_and_requests_are_not_added_up():
+    tracker = LoadTracker({"large": 2}, ["large"], smoothing_s=1)
+    for i in range(25):
+        tracker.first_byte("large", 1.0, float(i))
+    for _ in range(4):
+        tracker.begin("large", 25.0)
+    assert tracker.load(60.0) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="seconds"):
+        tracker.first_byte("large", -1.0, 60.0)
