@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +37,7 @@ from iccache.examples.index.snapshot import (
     beside,
     id_hash,
     scrub,
+    sweep,
 )
 from iccache.types import Change, ChangeKind, Example, Matrix, Vector
 
@@ -51,7 +54,10 @@ RECALL_WANTED = 0.97  # of the ten nearest, of a sample of the examples themselv
 RECALL_K = 10
 RECALL_SAMPLE = 64
 COMPARED_AT_MOST = 20_000  # vectors, centroids included: what bounds the time of a search, whatever recall it takes
-NICENESS = 10  # of the thread that works off the path
+NICENESS = 10  # of the thread or process that works off the path
+HERE_UP_TO = 20_000  # examples; more are clustered in a process of their own, which costs half a second to start
+LOOK_EVERY_S = 0.1
+STOPS_WITHIN_S = 2.0  # of being asked to
 AGAIN_S = 60.0  # after a failure
 
 
@@ -112,7 +118,17 @@ class Snapshots:
         return catalogue
 
     def make(self, source: Source) -> Catalogue:
-        """Write a snapshot and open it. Raises StoreError, OSError, SnapshotError, Stopped."""
+        """Write a snapshot and open it. Raises StoreError, OSError, SnapshotError, Stopped.
+
+        Of many examples in a process of its own: see `cluster`.
+        """
+        if self._store is None or source.count_examples() <= HERE_UP_TO:
+            return self.make_here(source)
+        self._make_elsewhere()
+        return self.open(source)
+
+    def make_here(self, source: Source) -> Catalogue:
+        """As `make`, in this process."""
         started = time.monotonic()
         with self._alone():
             with suppress(SnapshotError):  # another process may have made it while this one waited
@@ -144,9 +160,13 @@ class Snapshots:
     def at_work(self) -> bool:
         return self._thread is not None
 
+    def stop(self) -> None:
+        """End what is under way; it does so at the next occasion."""
+        self._stopping.set()
+
     def close(self) -> None:
         """End what is under way; what is half written is removed."""
-        self._stopping.set()
+        self.stop()
         if self._thread is not None:
             self._thread.join()
         self._folder.__exit__(None, None, None)
@@ -162,6 +182,21 @@ class Snapshots:
             log.warning("the examples could not be clustered, going on as before: %s", exc)
         except Exception:
             log.exception("the examples could not be clustered, going on as before")
+
+    def _make_elsewhere(self) -> None:
+        command = [sys.executable, "-m", "iccache.examples.cluster", str(self._store), self._identity, str(self._dim)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if self._stopping.wait(LOOK_EVERY_S):
+                    process.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(STOPS_WITHIN_S)
+                    process.kill()
+                    process.wait()
+                    sweep(self.path)
+                    raise Stopped("stopping")
+        if process.returncode != 0:
+            raise SnapshotError(f"{self.path}: the process that was to write it ended with {process.returncode}")
 
     def _catch_up(self, catalogue: Catalogue, source: Source) -> None:
         """Also erase what was deleted and not scrubbed: by a process that was killed in between, or while the file that

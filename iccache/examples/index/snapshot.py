@@ -157,7 +157,7 @@ class SnapshotWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        _sweep(path)
+        sweep(path)
         self._file = private.make(self._partial).open("wb")
         self._file.write(MAGIC)
 
@@ -284,7 +284,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what processes that were killed have left."""
     for left in path.parent.glob(f"{path.name}.*.partial"):
         number = left.name.removeprefix(f"{path.name}.").removesuffix(".partial")

@@ -484,6 +484,49 @@ def test_another_processs_snapshot_is_adopted(store: SqliteStore, kept: Snapshot
     assert retriever.catalogue is not before
 
 
+def waited_for(kept: Snapshots) -> Catalogue | None:
+    assert kept._thread is not None
+    kept._thread.join(120)
+    return kept.finished()
+
+
+def test_many_examples_are_clustered_by_a_process_of_their_own(
+    store: SqliteStore, kept: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, range(2500))
+    with_threads = kept.make_here(store)
+    assert with_threads.snapshot is not None
+    kept.path.unlink()
+    monkeypatch.setattr(snapshots, "HERE_UP_TO", 10)
+    monkeypatch.setattr(snapshots, "write_snapshot", None)  # not here
+    kept.start()
+    made = waited_for(kept)
+    assert made is not None and made.snapshot is not None
+    assert made.snapshot.about == with_threads.snapshot.about
+    is_right(made, {f"e{i}": ("t", i) for i in range(2500)})
+
+
+def test_stopping_ends_that_process_and_leaves_nothing_half_written(
+    store: SqliteStore, kept: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, range(2500))
+    monkeypatch.setattr(snapshots, "HERE_UP_TO", 10)
+    kept.start()
+    kept.close()
+    assert kept._thread is not None and not kept._thread.is_alive() and kept.finished() is None
+    assert list(store.path.parent.glob("*.partial")) == []
+
+
+def test_a_process_that_fails_costs_speed_and_nothing_else(
+    store: SqliteStore, kept: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, range(20))
+    monkeypatch.setattr(snapshots, "HERE_UP_TO", 10)
+    monkeypatch.setattr(kept, "_dim", "no number")
+    kept.start()
+    assert waited_for(kept) is None
+
+
 def test_closing_ends_what_is_under_way_and_leaves_nothing_half_written(store: SqliteStore, kept: Snapshots) -> None:
     fill(store, range(100))
     kept._stopping.set()

@@ -1,0 +1,40 @@
+"""Clustering a store's examples in a process of its own: `python -m iccache.examples.cluster STORE IDENTITY DIM`.
+
+A process that serves must not do it: it takes a minute of CPU and a gigabyte for a million examples, and what holds the
+interpreter for a moment holds up every request. `Snapshots.make` starts this where there are many.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+from iccache.errors import IccacheError
+from iccache.examples.snapshots import NICENESS, Snapshots
+from iccache.examples.store import SQLITE, open_store
+
+log = logging.getLogger(__name__)
+
+
+def main(store: str, identity: str, dim: str) -> int:
+    """Exit code 0: the snapshot is there."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with suppress(AttributeError, OSError):
+        os.nice(NICENESS)
+    with closing(open_store(f"{SQLITE}{store}")) as opened, closing(opened.reader()) as source:
+        snapshots = Snapshots(opened.reader, identity, int(dim), Path(store))
+        signal.signal(signal.SIGTERM, lambda *_: snapshots.stop())
+        try:
+            snapshots.make_here(source)
+        except (IccacheError, OSError) as exc:
+            log.warning("%s", exc)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
