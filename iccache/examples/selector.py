@@ -10,6 +10,7 @@ import numpy as np
 
 from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
+from iccache.examples.traits import overlap, traits
 from iccache.examples.trust import crowded, most_of_one
 from iccache.examples.utility import COMPARED, Rows, UtilityModel, candidate_rows
 from iccache.examples.utility import NAMES as FEATURES
@@ -17,7 +18,8 @@ from iccache.examples.ways import Shown
 from iccache.types import Example, Match, Recalled
 
 PAIR_TOKENS = 2 * MESSAGE_TOKENS  # what showing a pair as two messages adds to its text
-SAME = 0.98  # cosine above which two examples with the same answer say the same
+SAME_WORDS = 0.75  # overlap above which two requests with the same answer say the same, whatever the embedder
+SAME_COSINE = 0.98  # or cosine: for text without spaces; with every embedder measured, only the same text put otherwise
 THRESHOLD_STATE = "threshold"  # under which the store keeps what replay has measured
 UNRELATED_LOSS = 0.5  # in quality: another task's examples take a student's own abilities away
 UNMEASURED = 0.0  # threshold before any gain was measured: all pass but those whose own record speaks against them
@@ -155,4 +157,8 @@ def same(a: Example, b: Example) -> bool:
     """Whether showing both says nothing that one does not: the same request, or nearly so with the same answer."""
     if a.request.strip() == b.request.strip():
         return True
-    return a.answer.strip() == b.answer.strip() and float(a.embedding @ b.embedding) > SAME
+    if a.answer.strip() != b.answer.strip():
+        return False
+    if overlap(traits(a).words, traits(b).words) > SAME_WORDS:
+        return True
+    return float(a.embedding @ b.embedding) > SAME_COSINE

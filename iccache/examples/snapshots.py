@@ -7,7 +7,6 @@ does not fit is passed over and written anew. A catalogue made of one goes on fr
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -54,8 +53,8 @@ RECALL_WANTED = 0.97  # of the ten nearest, of a sample of the examples themselv
 RECALL_K = 10
 RECALL_SAMPLE = 64
 COMPARED_AT_MOST = 20_000  # vectors, centroids included: what bounds the time of a search, whatever recall it takes
-NICENESS = 10  # of the thread or process that works off the path
-HERE_UP_TO = 20_000  # examples; more are clustered in a process of their own, which costs half a second to start
+NICENESS = 10  # of the process that works off the path; a thread that gives way may hold the interpreter meanwhile
+HERE_UP_TO = FLAT_BELOW  # examples; more are clustered in a process of their own, which costs half a second to start
 LOOK_EVERY_S = 0.1
 STOPS_WITHIN_S = 2.0  # of being asked to
 AGAIN_S = 60.0  # after a failure
@@ -172,7 +171,6 @@ class Snapshots:
         self._folder.__exit__(None, None, None)
 
     def _run(self) -> None:
-        _be_nice()
         try:
             with closing(self._open_source()) as source:
                 self._ready = self.make(source)
@@ -428,9 +426,3 @@ def _gathered(vectors: NDArray[np.float16], places: NDArray[np.int64]) -> Matrix
     rows = vectors[places].astype(np.float32)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
     return rows
-
-
-def _be_nice() -> None:
-    """Let the thread that calls this give way to the others, where the system can do that for one thread."""
-    with suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

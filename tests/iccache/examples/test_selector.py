@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iccache.config import Selection as Limits
-from iccache.examples.selector import PAIR_TOKENS, Selection, Selector, example_tokens
+from iccache.examples.selector import PAIR_TOKENS, Selection, Selector, example_tokens, same
 from iccache.examples.utility import RecordUtility, Rows, candidate_rows
 from iccache.types import Example, ExampleStats, Recalled, Vector
 
@@ -261,3 +261,22 @@ def test_what_is_known_of_the_candidates_is_taken_where_it_is_given() -> None:
     rows = candidate_rows(FIVE.nearest, request="request 4", system="", now=NOW)
     assert select(FIVE, request="another", rows=rows).seen == select(FIVE, request="request 4").seen
     assert select(FIVE, request="another").seen != select(FIVE, request="request 4").seen
+
+
+@pytest.mark.parametrize(
+    ("other", "said_before"),
+    [
+        ({"request": "please book a table for five in Rome tonight"}, True),
+        ({"request": "book a table for five in Rome, tonight!"}, True),
+        ({"request": "book a flight from Paris to Oslo for two tomorrow"}, False),
+        ({"request": "please book a table for five in Rome tonight", "answer": "another"}, False),
+        ({"request": "réserver", "embedding": direction(0)}, True),  # the embedder says so
+    ],
+)
+def test_the_same_request_put_otherwise_is_shown_once_whatever_the_embedder(
+    other: dict[str, Any], said_before: bool
+) -> None:
+    first = example(0, request="Book a table for five in Rome tonight.", answer="booking")
+    second = example(1, **({"answer": "booking"} | other))
+    assert same(first, second) is said_before
+    assert same(second, first) is said_before
