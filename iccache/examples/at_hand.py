@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from iccache.types import Example
 
-CAPACITY_BYTES = 24_000_000
+CAPACITY_BYTES = 16_000_000
 KEPT_S = 60.0  # what the feed does not tell, such as how often an example was shown, may be as old as that
 CONFIRMED_FOR_S = 0.8  # a deletion elsewhere counts within a second: who cannot see changes must not remember longer
 OVERHEAD_BYTES = 1200  # of an example beside its text and embedding: the objects, and their place here

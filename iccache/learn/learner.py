@@ -5,6 +5,7 @@ The store is the truth: what this process knows, it has read back from the store
     record.py      exchanges into the store, the fit ones into examples
     verdicts.py    feedback, made durable
     witness.py     what can be seen without being told: failed checks, questions asked again
+    watch.py       whether there are any
     follow.py      the store's changes into index, router and utility model
     upkeep.py      what is due now and then
     reembed.py     examples of another embedding model, embedded anew
@@ -17,6 +18,7 @@ The store is the truth: what this process knows, it has read back from the store
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -40,6 +42,7 @@ from iccache.learn.sessions import Sessions
 from iccache.learn.spending import Spending
 from iccache.learn.upkeep import Upkeep
 from iccache.learn.verdicts import Verdicts
+from iccache.learn.watch import Watch
 from iccache.learn.witness import Witness
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan
@@ -108,6 +111,14 @@ class Learner:
         await self.follower.load()
         await self.spending.reload()
         await self.follower.catch_up()
+        loop, kicked = asyncio.get_running_loop(), self.follower.kicked
+        self.watch = Watch(
+            self.access.store.reader,
+            lambda: self.follower.cursor,
+            self.access.select.current,
+            lambda: loop.call_soon_threadsafe(kicked.set),
+        )
+        self.watch.start()
 
     async def follow(self) -> None:
         """Apply the store's changes as they come, until cancelled."""
@@ -119,6 +130,7 @@ class Learner:
 
     async def stop(self, seconds: float) -> None:
         """Finish what was begun."""
+        await asyncio.to_thread(self.watch.stop)
         await self.background.drain(seconds)
         await self.evictor.stop()
         try:
