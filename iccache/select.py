@@ -14,7 +14,7 @@ from iccache.examples.batch import Batcher
 from iccache.examples.embed.unrelated import unrelated
 from iccache.examples.fit import fits
 from iccache.examples.recalls import Recalls
-from iccache.examples.retriever import Retriever
+from iccache.examples.retriever import Begun, Retriever
 from iccache.examples.selector import Selection, Selector, example_tokens
 from iccache.examples.shared import ExampleReader, SharedSets
 from iccache.examples.showing import Offer
@@ -157,7 +157,7 @@ class Select:
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()
         self.asked += 1
-        known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job)) or self._at_once(job, started)
+        known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job)) or await self._recalled_here(job, started)
         if known is None:
             return await self.thread(job)
         found = self.clock()
@@ -165,20 +165,31 @@ class Select:
         self.metrics.stage_seconds.labels("rank").observe(self.clock() - found)
         return selected
 
-    def _at_once(self, job: Job, started: float) -> Recalled | None:
-        """Embed and recall here and now, where that takes less than changing to the thread and back; else None."""
-        if not self.thread.busy.acquire(blocking=False):
+    async def _recalled_here(self, job: Job, started: float) -> Recalled | None:
+        """What is nearest, looked for without changing threads but to read what is not at hand; else None: where that
+        would take long, or the store has changed meanwhile."""
+        query, state = Query(job.tenant, job.ask.task, self._wanted(job)), self.recalls.state
+        begun = self._begun(query)
+        if begun is None:
             return None
-        try:
-            query = Query(job.tenant, job.ask.task, self._wanted(job))
-            state = self.recalls.state
-            recalled = self.retriever.recall_at_hand(query, job.now)
-        finally:
-            self.thread.busy.release()
+        missing = begun.missing
+        read = await self.thread.run(lambda: self.retriever.read(missing)) if missing else {}
+        if self.recalls.state != state:
+            return None
+        recalled = self.retriever.end(begun, read, job.now)
         if recalled is not None:
             self.recalls.put(state, query, recalled)
             self.metrics.stage_seconds.labels("recall").observe(self.clock() - started)
         return recalled
+
+    def _begun(self, query: Query) -> Begun | None:
+        """None where the thread that owns the index is at work."""
+        if not self.thread.busy.acquire(blocking=False):
+            return None
+        try:
+            return self.retriever.begin(query)
+        finally:
+            self.thread.busy.release()
 
     def changed(self) -> None:
         """The store has changed: what was recalled before may not be what is nearest, or may be gone."""

@@ -7,8 +7,9 @@ is used, or was read lately and has not changed since (see `at_hand`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -119,17 +120,27 @@ class Retriever:
             open = self._round(open, now)
         return [Recalled(search.vector, search.found) for search in wanted]
 
-    def recall_at_hand(self, query: Query, now: float) -> Recalled | None:
-        """As `recall`, where that takes neither the store nor long; else None."""
+    def begin(self, query: Query) -> Begun | None:
+        """The first half of `recall` for one query, where it takes neither the store nor long; else None."""
         if not self.embedder.quick or len(query.text) > QUICK_CHARS or len(self.catalogue) > QUICK_SEARCH:
             return None
         search = _Search(query, self.embed([query.text])[0], None)
         hit = self._search(search) if query.k else []
-        examples = self.at_hand.get(hit)
-        if len(examples) < len(hit) or len(self._usable(examples.values(), now)) < len(hit):
+        return Begun(search, hit, self.at_hand.get(hit))
+
+    def read(self, ids: Sequence[str]) -> dict[str, Example]:
+        """Those of `ids` that exist; they are at hand from then on."""
+        read = self.store.examples(ids)
+        self.at_hand.put(read)
+        return {example.id: example for example in read}
+
+    def end(self, begun: Begun, read: Mapping[str, Example], now: float) -> Recalled | None:
+        """The second half, with the examples that were not at hand; None where `recall` has to look further."""
+        examples = [example for id in begun.hit if (example := begun.at_hand.get(id) or read.get(id)) is not None]
+        if len(self._usable(examples, now)) < len(begun.hit):
             return None
-        search.take(examples.values())
-        return Recalled(search.vector, search.found)
+        begun.search.take(examples)
+        return Recalled(begun.search.vector, begun.search.found)
 
     def stale(self) -> list[str]:
         """Examples embedded by another model: they cannot be found until they are embedded anew."""
@@ -176,9 +187,7 @@ class Retriever:
         examples = self.at_hand.get(ids)
         missing = [id for id in ids if id not in examples]
         if missing:
-            read = self.store.examples(missing)
-            self.at_hand.put(read)
-            examples.update((example.id, example) for example in read)
+            examples.update(self.read(missing))
         return examples
 
     def _usable(self, examples: Iterable[Example], now: float) -> set[str]:
@@ -234,6 +243,18 @@ class Retriever:
 
 def _add(catalogue: Catalogue, tenant: str, block: Sequence[tuple[str, Vector]]) -> None:
     catalogue.add(tenant, [id for id, _ in block], np.stack([vector for _, vector in block]))
+
+
+class Begun(NamedTuple):
+    """A recall of which the examples are wanted."""
+
+    search: _Search
+    hit: Sequence[str]  # ids
+    at_hand: Mapping[str, Example]
+
+    @property
+    def missing(self) -> list[str]:
+        return [id for id in self.hit if id not in self.at_hand]
 
 
 class _Search:

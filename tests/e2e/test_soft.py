@@ -45,13 +45,13 @@ async def bypassed(w: World, answered: Answered, reason: str, count: int = 1) ->
 FAULTS: dict[str, tuple[str, BaseException]] = {
     "embedder": ("select.retriever.embedder.embed", RuntimeError("no memory")),
     "embedder, ours": ("select.retriever.embedder.embed", SelectionError("no model")),
-    "retriever": ("select.retriever.recall", IndexError("faiss")),
+    "retriever": ("select.retriever._search", IndexError("faiss")),
     "store": ("select.retriever.store.examples", StoreError("disk I/O error")),
     "ranking": ("select.selector.select", ValueError("NaN")),
     "utility": ("utility.predict", FloatingPointError("overflow")),
     "router": ("router.route", ValueError("not a distribution")),
-    "thread": ("select.retriever.recall", SystemExit(3)),
-    "no memory": ("select.retriever.recall", MemoryError()),
+    "thread": ("select.retriever.read", SystemExit(3)),
+    "no memory": ("select.retriever.read", MemoryError()),
 }
 
 
@@ -62,6 +62,8 @@ async def test_whatever_fails_the_teacher_answers(w: World, monkeypatch: pytest.
     *way, name = place.split(".")
     for step in way:
         owner = getattr(owner, step)
+    w.proxy.select.changed()  # what is known already needs nothing that could fail
+    w.proxy.select.retriever.at_hand.clear()
     with monkeypatch.context() as m:
         m.setattr(owner, name, raising(exc))
         await bypassed(w, await w.ask(QUESTION), "decision_failed")
@@ -164,3 +166,24 @@ async def test_what_cannot_be_augmented_goes_to_the_pinned_the_sessions_or_the_t
     assert (await w.ask(QUESTION, headers=session, **body)).header("backend") == "small"
     sent = [r.json for r in (*w.small.requests, *w.large.requests)]
     assert all(len(each["messages"]) == len(body.get("messages", [0])) for each in sent if each != sent[1])
+
+
+async def test_what_is_deleted_while_a_request_waits_for_the_store_is_not_shown(w: World) -> None:
+    select, question = w.proxy.select, "How do I delete what is read meanwhile?"
+    await w.teach(question, "like this")
+    await w.ask(question)
+    select.changed()  # nothing is known any more
+    select.retriever.at_hand.clear()
+    read = select.retriever.read
+
+    def meanwhile(ids: Any) -> Any:
+        found = read(ids)
+        select.changed()  # as the follower says once a deletion has been applied
+        select.retriever.read = read
+        gone.update(found)
+        return {}
+
+    gone: dict[str, Any] = {}
+    select.retriever.read = meanwhile
+    answered = await w.ask(question)
+    assert gone and answered.header("decision") == "routed"  # by the long way, which looks again

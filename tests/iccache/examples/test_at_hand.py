@@ -130,8 +130,12 @@ class Followed:
     def recall(self) -> list[Example]:
         return [e for e, _ in self.retriever.recall([QUERY], NOW)[0].nearest]
 
-    def at_once(self) -> list[Example] | None:
-        found = self.retriever.recall_at_hand(QUERY, NOW)
+    def at_once(self, now: float = NOW) -> list[Example] | None:
+        """None where it takes the store."""
+        begun = self.retriever.begin(QUERY)
+        if begun is None or begun.missing:
+            return None
+        found = self.retriever.end(begun, {}, now)
         return None if found is None else [e for e, _ in found.nearest]
 
 
@@ -187,7 +191,7 @@ def test_a_process_that_cannot_follow_shows_nothing_that_was_deleted(
 def test_what_would_take_long_is_not_done_at_once(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     followed.recall()
     assert followed.at_once() is not None
-    assert followed.retriever.recall_at_hand(QUERY._replace(text="x" * (QUICK_CHARS + 1)), NOW) is None
+    assert followed.retriever.begin(QUERY._replace(text="x" * (QUICK_CHARS + 1))) is None
     monkeypatch.setattr(EMBEDDER, "quick", False)
     assert followed.at_once() is None
 
@@ -196,6 +200,17 @@ def test_expired_examples_are_not_at_hand(store: SqliteStore, clock: Clock) -> N
     followed = Followed(store, clock)
     followed.recall()
     followed.retriever.ttl_s = 10.0
-    assert followed.retriever.recall_at_hand(QUERY, NOW + 20.0) is None
+    assert followed.at_once(NOW + 20.0) is None
     assert followed.retriever.recall([QUERY], NOW + 20.0)[0].nearest == []
     followed.reader.close()
+
+
+def test_only_what_is_not_at_hand_is_read(followed: Followed) -> None:
+    first = followed.recall()
+    followed.retriever.at_hand.forget(["e1"])
+    begun = followed.retriever.begin(QUERY)
+    assert begun is not None and begun.missing == ["e1"]
+    ended = followed.retriever.end(begun, followed.retriever.read(begun.missing), NOW)
+    assert ended is not None and [e.id for e, _ in ended.nearest] == [e.id for e in first]
+    assert followed.at_once() is not None
+    assert followed.retriever.end(begun, {}, NOW) is None  # it is gone: look further
