@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from iccache.examples.ways import Local, Prior, Shown, Way, Ways
 from iccache.metrics import Metrics
 from iccache.plan import Plan
 from iccache.price import expected
-from iccache.types import Answer, Ask, Change, Exchange, Match, Matrix, Query, Recalled, Taken, Usage, Vector
+from iccache.types import Answer, Ask, Change, Example, Exchange, Match, Matrix, Query, Recalled, Taken, Usage, Vector
 from router.types import ExampleSignals, Signals
 
 COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
@@ -88,6 +89,9 @@ class Select:
         self.metrics = metrics
         self.clock = clock
         self.recalls = Recalls(clock)
+        self._to_read: dict[str, None] = {}  # ids of examples, by the reading after the one under way
+        self._reading: asyncio.Task[Mapping[str, Example]] | None = None
+        self._next_reading: asyncio.Task[Mapping[str, Example]] | None = None
         self.asked = 0  # requests so far
         self.thread: Batcher[Job, Selected] = Batcher(self.run, settings.embedder.batch, "select")
 
@@ -173,7 +177,7 @@ class Select:
         if begun is None:
             return None
         missing = begun.missing
-        read = await self.thread.run(lambda: self.retriever.read(missing)) if missing else {}
+        read = await self._read(missing) if missing else {}
         if self.recalls.state != state:
             return None
         recalled = self.retriever.end(begun, read, job.now)
@@ -181,6 +185,20 @@ class Select:
             self.recalls.put(state, query, recalled)
             self.metrics.stage_seconds.labels("recall").observe(self.clock() - started)
         return recalled
+
+    async def _read(self, ids: Sequence[str]) -> Mapping[str, Example]:
+        """Examples from the store. What is asked for while a reading is under way is read together, as the next."""
+        self._to_read.update(dict.fromkeys(ids))
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_together(self._reading), name="read examples")
+        return await asyncio.shield(self._next_reading)
+
+    async def _read_together(self, before: asyncio.Task[Any] | None) -> Mapping[str, Example]:
+        if before is not None:
+            await asyncio.wait([before])
+        ids, self._to_read = list(self._to_read), {}
+        self._reading, self._next_reading = self._next_reading, None
+        return await self.thread.run(lambda: self.retriever.read(ids))
 
     def _begun(self, query: Query) -> Begun | None:
         """None where the thread that owns the index is at work."""

@@ -168,6 +168,26 @@ async def test_what_cannot_be_augmented_goes_to_the_pinned_the_sessions_or_the_t
     assert all(len(each["messages"]) == len(body.get("messages", [0])) for each in sent if each != sent[1])
 
 
+async def test_what_many_requests_want_of_the_store_is_read_together(w: World) -> None:
+    select = w.proxy.select
+    questions = [f"Where is the {thing}?" for thing in ("key", "lamp", "map", "pen", "saw", "tin", "urn", "vase")]
+    for question in questions:
+        await w.teach(question, "there")
+    read, readings = select.retriever.read, []
+
+    def noted(ids: Any) -> Any:
+        readings.append(len(ids))
+        return read(ids)
+
+    select.retriever.read = noted
+    ids = [row[0] for row in await w.proxy.read(lambda store: list(store.embeddings()))]
+    found = await asyncio.gather(*(select._read([id]) for id in ids))
+    assert all(id in each for id, each in zip(ids, found, strict=True))
+    assert sum(readings) == len(ids) == len(questions) + 1
+    assert len(readings) <= 2  # one under way, and all the others together
+    assert list(await select._read(ids[:1])) == ids[:1]  # and again, later
+
+
 async def test_what_is_deleted_while_a_request_waits_for_the_store_is_not_shown(w: World) -> None:
     select, question = w.proxy.select, "How do I delete what is read meanwhile?"
     await w.teach(question, "like this")
