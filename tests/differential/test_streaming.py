@@ -17,6 +17,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iccache.api.front import Link
 from tests.differential.pair import Pair, pair
 from tests.differential.test_differential import PATHS, steady
 from tests.differential.wire import FLOOD, Received, Script, Upstream, answer, ask
@@ -251,7 +252,9 @@ def _buffered() -> list[int]:
     """Bytes that the proxy holds for each of its clients, outside of the kernel."""
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
     handlers = [c.cr_frame.f_locals.get("self") for c in coroutines if getattr(c, "cr_frame", None) is not None]
-    return [h.transport.get_write_buffer_size() for h in handlers if isinstance(h, web.RequestHandler) and h.transport]
+    taken = [h._transport for h in handlers if isinstance(h, Link)]
+    others = [h.transport for h in handlers if isinstance(h, web.RequestHandler)]
+    return [transport.get_write_buffer_size() for transport in (*taken, *others) if transport]
 
 
 async def test_slow_readers_do_not_slow_others(w: World, upstream: Upstream) -> None:
