@@ -20,7 +20,7 @@ QUESTION = "What is the capital of Spain?"
 
 @pytest.fixture
 async def w(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path, routing={"policy": "student", "decision_timeout_ms": 100}) as made:
+    async with world(tmp_path, routing={"policy": "student", "decision_timeout_ms": 500}) as made:
         await made.teach("What is the capital of France?", "Paris")
         made.large.requests.clear()
         yield made
@@ -119,7 +119,7 @@ async def test_a_slow_selector_and_a_stream(tmp_path: Path) -> None:
         selected = w.proxy.select.run
 
         def slow(jobs: Any) -> Any:
-            threading.Event().wait(0.3)
+            threading.Event().wait(1.5)
             return selected(jobs)
 
         w.proxy.select.thread.fn = slow
@@ -128,7 +128,7 @@ async def test_a_slow_selector_and_a_stream(tmp_path: Path) -> None:
         assert (answered.status, answered.header("backend")) == (200, "large")
         assert (answered.header("decision"), answered.header("reason")) == ("bypass", "decision_timeout")
         assert answered.body.endswith(b"data: [DONE]\n\n")
-        assert float(answered.header("overhead-ms") or 0) < 300
+        assert float(answered.header("overhead-ms") or 0) < 1500
 
 
 async def test_while_it_is_stuck_metrics_and_readiness_still_answer(w: World) -> None:
