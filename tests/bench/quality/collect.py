@@ -29,13 +29,15 @@ TRAIN = {
 }
 _FRAMED = [f"test:{VARIED}:{framing}" for framing in FRAMINGS]
 _TRIED = [f"test:30:{alone}" for alone in ORACLE]
+TAUGHT = {SMALL.name: ["train:60:utility3"], MIDDLE.name: ["train:40:utility3"]}  # by the weights trained on those
 TEST = {
-    SMALL.name: [f"test:100:{condition}" for condition in TITLES]
+    SMALL.name: TAUGHT[SMALL.name]
+    + [f"test:100:{condition}" for condition in TITLES]
     + _TRIED
     + _FRAMED
     + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("random3", "nearest3", "learned")]
     + ["cold"],
-    MIDDLE.name: [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
+    MIDDLE.name: TAUGHT[MIDDLE.name] + [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
     LARGE.name: ["test:50:none"],
 }  # what names utility or the learned choice needs what was learned from the train split
 

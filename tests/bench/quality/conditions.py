@@ -22,7 +22,7 @@ from iccache.examples.showing import ENOUGH
 from iccache.examples.ways import WAYS, Prior, Shown, Way, Ways
 from iccache.types import Example
 from tests.bench.quality.answers import Answers
-from tests.bench.quality.learn import PRIOR, SHOWN
+from tests.bench.quality.learn import PRIOR
 from tests.bench.quality.prompts import (
     Cache,
     Request,
@@ -117,12 +117,12 @@ def taught(student: str, answers: Answers) -> Ways:
     for task in TASKS.values():
         cache_ = pool(task.name)
         for request in requests(task.name, "train"):
-            for name in ("none", "shared", "nearest3"):
-                examples = chosen(cache_, request, name)
+            for way, name in ((Way.NONE, "none"), (Way.OWN, "utility3"), (Way.SHARED, "shared")):
+                examples = examples_for(ways, student, request, Condition(name))
                 asked = messages(request, shots(examples))
                 if answers.knows(asked, task.max_tokens):
                     right = correct(answers.get(asked, task.max_tokens).text, request.item)
-                    note(ways, student, request, f"{request.seed} {name}", SHOWN[name], cache_, examples, right)
+                    note(ways, student, request, f"{request.seed} {name}", way, cache_, examples, right)
     return ways
 
 
