@@ -274,12 +274,26 @@ def _short(share: float) -> str:
     return f"{abs(share):.2f}".removeprefix("0") if share < 1 else "1"
 
 
+def together(students: Sequence[Student]) -> Iterator[str]:
+    """All answers of all students."""
+    pairs = [p for s in students for p in _pairs(s.cells("learned"), s.cells("nearest3"))]
+    tokens = {way: np.mean([c.said.prompt_tokens for s in students for c in _every(s.cells(way))]) for way in TITLES}
+    yield (
+        f"- both students: {LEARNED} less 3 nearest, paired, n = {len(pairs)}: {_signed(pairs)}, "
+        f"at {tokens['learned']:.0f} against {tokens['nearest3']:.0f} prompt tokens"
+    )
+
+
 def main() -> None:
     students = [Student(model.name) for model in STUDENTS]
-    for part in (core, framings):
-        for student in students:
-            print("\n".join(part(student)))
-            print()
+    for student in students:
+        print("\n".join(core(student)))
+        print()
+    print("\n".join(together(students)))
+    print()
+    for student in students:
+        print("\n".join(framings(student)))
+        print()
     for student in students:
         if student.name == SMALL.name:
             print("\n".join(caches(student)))

@@ -21,8 +21,8 @@ from tests.bench.quality.prompts import requests
 from tests.bench.quality.tasks import TASKS
 
 TIMES = DATA / "timing.json"
-TIMED = ("none", "random3", "nearest3", "fixed3", "shared", "utility3", "learned")
-IN_A_ROW = 5
+TIMED = ("none", "nearest3", "shared", "learned")
+IN_A_ROW = 3
 
 
 def timed(answers: Answers) -> dict[str, dict[str, float]]:
