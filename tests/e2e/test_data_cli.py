@@ -88,6 +88,11 @@ async def test_imported_lines_are_shown_by_a_live_proxy(tmp_path: Path) -> None:
         assert [(b["line"], b["reason"]) for b in done["bad_lines"]] == [(4, "json"), (5, "messages")]
 
 
+def _heed_sigint() -> None:
+    """Who runs the tests in the background has it ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 async def test_a_broken_off_import_goes_on(tmp_path: Path, number: int) -> None:
     async with served(tmp_path, start=False) as s:
@@ -99,6 +104,7 @@ async def test_a_broken_off_import_goes_on(tmp_path: Path, number: int) -> None:
                 *("--config", str(s.file)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                preexec_fn=_heed_sigint,
             )
             async with asyncio.timeout(READY_WITHIN_S):
                 while examples_in(s.store) < reached + at_least:  # noqa: ASYNC110
