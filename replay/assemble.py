@@ -131,7 +131,7 @@ async def teach(run: Run) -> None:
         run.told["trained"] = trained
     threshold = lessons.choose_threshold(run.store, {b.name: b for b in run.settings.backends})
     if threshold is not None:
-        run.told["threshold"] = threshold.as_json()
+        run.told["threshold"] = threshold._asdict()
     run.told["shared_sets"] = lessons.build_sets(run.store, run.options.tenant)
 
 

@@ -48,24 +48,28 @@ class Commands(click.Group):
             sys.exit(2 if isinstance(exc, ConfigError) else 1)
 
 
+CONFIG = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file; default: iccache.toml where there is one, else the built-in defaults.",
+)
+JSON = click.option(
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value=STDOUT,
+    metavar="[FILE]",
+    help="Report as JSON, on standard output or into FILE.",
+)
+
+
 def shared(command: Callable[..., None]) -> Callable[..., None]:
     """The options that both commands have."""
     for option in reversed(
         (
-            click.option(
-                "--config",
-                "path",
-                type=click.Path(path_type=Path, dir_okay=False),
-                help="Configuration file; default: iccache.toml where there is one, else the built-in defaults.",
-            ),
-            click.option(
-                "--json",
-                "json_to",
-                is_flag=False,
-                flag_value=STDOUT,
-                metavar="[FILE]",
-                help="Report as JSON, on standard output or into FILE.",
-            ),
+            CONFIG,
+            JSON,
             click.option("--tenant", help="Replay this tenant's examples only."),
             click.option("--limit", type=click.IntRange(0), metavar="N", help="Replay the N best at most."),
         )
@@ -133,20 +137,8 @@ def plan(path: Path | None, json_to: str | None, tenant: str | None, limit: int 
 
 
 @main.command(name="evaluate")
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file; default: iccache.toml where there is one, else the built-in defaults.",
-)
-@click.option(
-    "--json",
-    "json_to",
-    is_flag=False,
-    flag_value=STDOUT,
-    metavar="[FILE]",
-    help="Report as JSON, on standard output or into FILE.",
-)
+@CONFIG
+@JSON
 @click.option("--policy", "policies", multiple=True, metavar="NAME", help=f"Any of: {evaluate.FORMS}.")
 @click.option("--tenant", help="This tenant's requests only.")
 @click.option("--days", type=click.FloatRange(0, min_open=True), default=30, show_default=True, help="How far back.")

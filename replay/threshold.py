@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,6 @@ class Threshold(NamedTuple):
 
     def state(self) -> bytes:
         return json.dumps(self._asdict()).encode()
-
-    def as_json(self) -> dict[str, Any]:
-        return self._asdict()
 
 
 def choose(answers: Iterable[Shown]) -> Threshold:

@@ -58,28 +58,12 @@ class Selector:
             return self.limits.threshold
         return UNMEASURED if self.auto_threshold is None else self.auto_threshold
 
-    def rank(
-        self,
-        recalled: Recalled,
-        *,
-        request: str = "",
-        system: str,
-        now: float,
-        student: str | None = None,
-        local: float = 0.0,
-    ) -> tuple[Match, ...]:
-        """All recalled examples with their utility for `student`, highest first; ties by similarity, then the newer.
-
-        `local`: what answers to similar requests say that examples gain here beyond what the model expects; it is
-        added to all, so it decides how many pass the threshold and not which come first.
-        """
-        rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
-        return tuple(match for match, _ in self._ranked(recalled, rows, system, student, local))
-
     def _ranked(
         self, recalled: Recalled, rows: Rows, system: str, student: str | None, local: float
     ) -> list[tuple[Match, int]]:
-        """Each with its place in `rows`. Those that neither are near nor share a system prompt lose UNRELATED_LOSS."""
+        """All recalled examples with their utility for `student` and their place in `rows`, highest first; ties by
+        similarity, then the newer. Those that neither are near nor share a system prompt lose UNRELATED_LOSS.
+        """
         if not recalled.nearest:
             return []
         foreign = rows[:, FEATURES.index("same_system")] < 0.5 if system.strip() else np.ones(len(rows), bool)
@@ -104,8 +88,10 @@ class Selector:
         asker: str | None = None,
         rows: Rows | None = None,
     ) -> Selection:
-        """The examples to show `student` for a `request` asked under `system`; `local` as in `rank`.
+        """The examples to show `student` for a `request` asked under `system`.
 
+        `local`: what answers to similar requests say that examples gain here beyond what the model expects; it is
+        added to all, so it decides how many pass the threshold and not which come first.
         Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
         that does not fit makes room for the next. Of one end user other than the `asker`, at most `writer_share`.

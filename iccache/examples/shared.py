@@ -157,7 +157,7 @@ class SharedSets:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], tuple[Example, ...]] = {}
-        self._centred: dict[str, list[SetOf]] = {}  # by tenant: those that go by what is asked
+        self._centred: dict[str, list[tuple[Vector, SetOf]]] = {}  # by tenant, with their centres: what is asked tells
 
     def load(self, sets: Iterable[SetOf], store: ExampleReader) -> None:
         """Take over new sets. What is no longer in the store, or another tenant's, is left out."""
@@ -165,7 +165,7 @@ class SharedSets:
         for one in sets:
             self._sets[one.tenant, one.system] = _usable(store.examples(one.ids), one.tenant)
             if one.centre:
-                self._centred.setdefault(one.tenant, []).append(one)
+                self._centred.setdefault(one.tenant, []).append((np.array(one.centre, np.float32), one))
 
     def apply(self, changes: Iterable[Change], store: ExampleReader) -> None:
         """Follow the store: an example that was changed is shown as it is now, one that was deleted no more."""
@@ -181,9 +181,9 @@ class SharedSets:
         if application:
             return self._sets.get((tenant, f"{application:016x}"), ())
         cosines = [
-            (float(np.dot(one.centre, embedding)), one)
-            for one in self._centred.get(tenant, ())
-            if len(one.centre) == len(embedding)
+            (float(centre @ embedding), one)
+            for centre, one in self._centred.get(tenant, ())
+            if centre.shape == embedding.shape
         ]
         if not cosines:
             return ()

@@ -30,7 +30,12 @@ class Lessons:
     def __init__(self, access: Access, wall: Callable[[], float]) -> None:
         self.access = access
         self.wall = wall
-        self.kept: dict[str, bytes | None] = dict.fromkeys((PRIOR_STATE, SETS_STATE, THRESHOLD_STATE))
+        self.takers: dict[str, Callable[[bytes, ExampleStore], None]] = {
+            PRIOR_STATE: self._take_prior,
+            SETS_STATE: self._take_sets,
+            THRESHOLD_STATE: self._take_threshold,
+        }
+        self.kept: dict[str, bytes] = {}
         self.remembered_at = float("-inf")
         self._waiting: deque[Exchange] = deque()
         self._new: Ways | None = None
@@ -47,11 +52,10 @@ class Lessons:
 
     def _look(self) -> None:
         store = self.access.store
-        takers = (self._take_prior, self._take_sets, self._take_threshold)
-        for name, take in zip(self.kept, takers, strict=True):
+        for name, take in self.takers.items():
             kept = store.load_state(name)
             blob = None if kept is None else kept[1]
-            if blob is None or blob == self.kept[name]:
+            if blob is None or blob == self.kept.get(name):
                 continue
             self.kept[name] = blob
             try:

@@ -26,7 +26,7 @@ from iccache import config
 from iccache.backends.fleet import Fleet, Post
 from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict, position_bias
 from iccache.dialects.chat import Chat
-from iccache.dialects.dialect import Dialect
+from iccache.dialects.dialect import AnswerReader, Dialect
 from iccache.errors import BackendError, IccacheError, StoreError
 from iccache.examples.admission import ENDED_WELL
 from iccache.examples.store import ExampleStore
@@ -173,17 +173,9 @@ class Judging:
         room = backend.context_window_tokens
         most = most_nusd(backend, len(body), ask.turns + 16, min(ask.max_output_tokens or room, room))
         number = await self._reserve(answered.exchange.request_id, "answer", most)
-        reader, started = None, self.fleet.clock()
+        started = self.fleet.clock()
         post = replace(answered.post, body=lambda _: body, repeatable=False)
-        try:
-            async with self.fleet.send(post, (name,)) as reply:
-                status, reader = reply.status, answered.dialect.reader(reply.streams)
-                async for chunk in reply.chunks:
-                    reader.feed(chunk)
-        except BackendError as exc:
-            await self._unanswered(number, exc)
-            raise
-        answer = reader.answer()
+        status, answer = await self._sent(number, post, name, answered.dialect.reader)
         shown, taken = answered.plan.shown.get(name, ()), answered.plan.taken.get(name)
         way = {} if taken is None else {"way": taken._asdict()}
         usage = self.select.usage(answer, ask, backend, shown, status)
@@ -260,18 +252,24 @@ class Judging:
         number = await self._reserve(request_id, "judgement", most)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         post = Post("POST", Chat.path, "", headers, lambda _: body, repeatable=False)
-        reader = Chat().reader(stream=False)
+        status, answer = await self._sent(number, post, backend.name, lambda _: Chat().reader(stream=False))
+        bound = Usage(prompt_bytes, VERDICT_TOKENS)
+        await self._settle(number, 0 if status >= 400 else nusd(backend, answer.usage or bound))
+        return status, answer
+
+    async def _sent(
+        self, number: int, post: Post, name: str, make_reader: Callable[[bool], AnswerReader]
+    ) -> tuple[int, Answer]:
+        """Status and answer of the backend `name`, for which `number` is reserved. Raises BackendError."""
         try:
-            async with self.fleet.send(post, (backend.name,)) as reply:
+            async with self.fleet.send(post, (name,)) as reply:
+                reader = make_reader(reply.streams)
                 async for chunk in reply.chunks:
                     reader.feed(chunk)
         except BackendError as exc:
             await self._unanswered(number, exc)
             raise
-        answer = reader.answer()
-        bound = Usage(prompt_bytes, VERDICT_TOKENS)
-        await self._settle(number, 0 if reply.status >= 400 else nusd(backend, answer.usage or bound))
-        return reply.status, answer
+        return reply.status, reader.answer()
 
     async def _reserve(self, request_id: str, kind: str, most: int) -> int:
         budget, now = int(self.judge.usd_per_day * NUSD), self.learner.wall()

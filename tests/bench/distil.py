@@ -31,7 +31,7 @@ from iccache.types import Match
 from replay import assemble
 from replay.assemble import Options
 from replay.store import DISTILLED
-from tests.bench.recorded import Recorded
+from tests.bench.recorded import Recorded, asking
 from tests.bench.replay_lift import TENANT, Cache, Quiet, paired, settings_for, split, spoiled
 
 RECORD = Path(__file__).with_name("data") / "distil.jsonl.gz"
@@ -85,16 +85,11 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 
 async def run(record: Path, tasks: Sequence[Task], held_out: int = HELD_OUT) -> list[dict[str, Any]]:
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        recorded = Recorded(record, Path(scratch))
-        embedder = make_embedder(config.Embedder())
-        timeout = aiohttp.ClientTimeout(total=600)
-        async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
-            for task in tasks:
-                rows.append(await measure(task, recorded, base_url, embedder, session, held_out))
-                print(as_table(rows[-1:]), flush=True)
-        if recorded.asked_models:
-            recorded.compact()
+    embedder = make_embedder(config.Embedder())
+    async with asking(record) as (recorded, base_url, session):
+        for task in tasks:
+            rows.append(await measure(task, recorded, base_url, embedder, session, held_out))
+            print(as_table(rows[-1:]), flush=True)
     return rows
 
 

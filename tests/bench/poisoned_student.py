@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from iccache.dialects.chat import Chat
 from iccache.examples.embed import make_embedder
 from iccache.types import Match, Shot
 from tests.bench.poisoning import ALL, ATTACKER, ATTACKS, NONE, USERS, Ask, Attack, Guards, World
-from tests.bench.recorded import Recorded
+from tests.bench.recorded import asking
 
 RECORD = Path(__file__).with_name("data") / "poisoned_student.jsonl.gz"
 TASK = TASKS[0]
@@ -103,19 +102,14 @@ async def run(record: Path, attacks: Sequence[str]) -> list[dict[str, Any]]:
     targets, honest = items[:VICTIMS], items[VICTIMS + ORDINARY :]
     labels = sorted({item.answer for item in items})
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        recorded = Recorded(record, Path(scratch))
-        timeout = aiohttp.ClientTimeout(total=600)
-        async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+    async with asking(record) as (_, base_url, session):
 
-            async def ask(text: str, shown: Sequence[Match]) -> str:
-                return await said(session, base_url, text, shown)
+        async def ask(text: str, shown: Sequence[Match]) -> str:
+            return await said(session, base_url, text, shown)
 
-            for name in attacks:
-                rows.append(await measure(name, honest, targets, labels, embedder, ask))
-                print(as_table(rows[-1:]), flush=True)
-        if recorded.asked_models:
-            recorded.compact()
+        for name in attacks:
+            rows.append(await measure(name, honest, targets, labels, embedder, ask))
+            print(as_table(rows[-1:]), flush=True)
     return rows
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -129,3 +130,16 @@ class Recorded:
         )
         if lines:
             self.file.write_bytes(gzip.compress(lines, 9, mtime=0))
+
+
+@contextlib.asynccontextmanager
+async def asking(file: Path) -> AsyncIterator[tuple[Recorded, str, aiohttp.ClientSession]]:
+    """The answers in `file`, the base URL they are had at, and a session to ask with; compacted at the end if there are
+    new ones."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recorded = Recorded(file, Path(scratch))
+        timeout = aiohttp.ClientTimeout(total=600)
+        async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+            yield recorded, base_url, session
+        if recorded.asked_models:
+            recorded.compact()

@@ -47,7 +47,7 @@ from replay.ledger import Money, Result
 from replay.prices import nusd
 from replay.report import Report
 from replay.store import ReplayStore, open_replay_store
-from tests.bench.recorded import Recorded
+from tests.bench.recorded import Recorded, asking
 
 RECORD = Path(__file__).with_name("data") / "replay_lift.jsonl.gz"
 POOL, TRAFFIC, HELD_OUT = 60, 90, 66
@@ -311,18 +311,14 @@ def pooled(rows: Sequence[dict[str, Any]]) -> str:
 
 async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task], world: World) -> list[dict[str, Any]]:
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        recorded = Recorded(record, Path(scratch))
-        embedder = make_embedder(EMBEDDER)
-        timeout = aiohttp.ClientTimeout(total=600)
-        async with recorded.serving() as base_url, aiohttp.ClientSession(timeout=timeout) as session:
-            for how in kept_by:
-                for task in tasks:
-                    rows.append(as_row(await measure(task, how, world, recorded, base_url, embedder, session)))
-                    print(as_table(rows[-1:]), flush=True)
-        if recorded.asked_models:
-            recorded.compact()
-            print(f"{recorded.asked_models} answers were not recorded yet and came from the models")
+    embedder = make_embedder(EMBEDDER)
+    async with asking(record) as (recorded, base_url, session):
+        for how in kept_by:
+            for task in tasks:
+                rows.append(as_row(await measure(task, how, world, recorded, base_url, embedder, session)))
+                print(as_table(rows[-1:]), flush=True)
+    if recorded.asked_models:
+        print(f"{recorded.asked_models} answers were not recorded yet and came from the models")
     return rows
 
 

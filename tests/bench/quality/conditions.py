@@ -69,7 +69,7 @@ def examples_for(ways: Ways, student: str, request: Request, condition: Conditio
     if condition.way == "utility3":
         return by_utility(cache_, request, prior(), student)
     if condition.way == "learned":
-        return learned(ways, student, request, cache_)
+        return choose(ways, student, request, cache_)[1]
     if condition.way == "first3":
         return chosen(cache_, request, "nearest3")[::-1]
     if condition.way == "fixed3":
@@ -147,13 +147,8 @@ def note(
     ways.learn(TENANT, name, student, request.vector, system, way, float(right), float(expected))
 
 
-def learned(ways: Ways, student: str, request: Request, cache_: Cache) -> list[Example]:
-    """The way with the best expected quality less the price of its tokens; no exploration."""
-    return choose(ways, student, request, cache_)[1]
-
-
 def choose(ways: Ways, student: str, request: Request, cache_: Cache) -> tuple[Way, list[Example]]:
-    """The way as well as what it shows."""
+    """The way with the best expected quality less the price of its tokens, and what it shows; no exploration."""
     system = request.task.system
     offers = {
         Way.NONE: list[Example](),
