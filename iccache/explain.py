@@ -51,10 +51,11 @@ def example_as_json(example: Example) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     """`exchange_as_json` as tables on the terminal."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     where = f"{record['decision']}" + (f" ({record['reason']})" if record["reason"] else "")
     console.print(
-        f"[bold]{record['request_id']}[/] of tenant {escape(record['tenant'])}: {where} -> {record['backend']}"
+        f"[bold]{record['request_id']}[/] of tenant {escape(record['tenant'])}, {_date(record['at'])}: "
+        f"{where} -> {escape(record['backend'])}"
     )
     tokens = record["tokens"]
     console.print(
@@ -64,17 +65,16 @@ def show(record: dict[str, Any]) -> None:
     )
     _table(console, "backends", record["backends"])
     _table(console, "examples considered", record["considered"])
-    _table(console, "feedback", record["feedback"])
+    _table(console, "feedback", [f | {"at": _date(f["at"])} for f in record["feedback"]])
 
 
 def list_examples(examples: Sequence[Example]) -> None:
     """One line each on the terminal."""
     table = Table("id", "tenant", "subject", "at", "backend", "uses", "quality", "held", "request")
     for e in examples:
-        at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(e.at))
         quality = "" if e.stats.own_quality is None else f"{e.stats.own_quality:.2f}"
         asked = " ".join(e.request.split())
-        cells = (e.id, e.tenant, e.subject or "", at, e.backend, str(e.stats.uses), quality, e.held or "")
+        cells = (e.id, e.tenant, e.subject or "", _date(e.at), e.backend, str(e.stats.uses), quality, e.held or "")
         table.add_row(*map(escape, (*cells, asked[:REQUEST_CHARS])))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
@@ -88,6 +88,11 @@ def show_example(example: Example) -> None:
     for name, text in texts.items():
         click.echo(f"{name}:\n{textwrap.indent(text, '    ')}")
     click.echo()
+
+
+def _date(at: float) -> str:
+    """In UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
 
 
 def _table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from aiohttp import web
+from threadpoolctl import threadpool_limits
 
 from iccache import config, metrics
 from iccache.api.front import Front
@@ -81,14 +82,18 @@ def run_worker(
     announce: Callable[[], object],
     lifeline: int | None = None,
 ) -> int:
-    """One process's event loop, from start to the end of its drain. It also ends when `lifeline`, a pipe, does."""
+    """One process's event loop, from start to the end of its drain. It also ends when `lifeline`, a pipe, does.
+
+    Linear algebra has one thread: the matrices are small, and threads that wait for one another on busy cores make of
+    3 ms half a second, in which nobody is answered.
+    """
     try:
         import uvloop  # noqa: PLC0415 - not there on every platform
     except ImportError:
         factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with threadpool_limits(1, user_api="blas"), asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_worker(settings, path, listener, announce, lifeline))
 
 

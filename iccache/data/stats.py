@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from iccache import config
 from iccache.examples.store import ExampleStore
+from iccache.explain import WIDE
 from iccache.types import Agreement, Daily, DecisionKind
 from router.floor import Floor
 
@@ -113,7 +116,7 @@ def _grouped(rows: Sequence[Daily], name: str) -> list[tuple[str, list[Daily]]]:
 
 def show(found: dict[str, Any]) -> None:
     """`stats` as text and tables."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     of = f" of tenant {escape(found['tenant'])}" if found["tenant"] else ""
     console.print(f"{found['examples']:,} examples{of}")
     if not found["tenant"]:
@@ -148,9 +151,10 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _table(console: Console, rows: Sequence[dict[str, Any]], key: str, title: str) -> None:
-    table = Table(key, title=title, title_justify="left")
-    for name in ("requests", "failed", "offloaded", "USD", "USD saved", "quality", "judged", "mean s"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    table.add_column(key, overflow="fold", no_wrap=key == "day")
+    for name in ("requests", "failed", "offload", "USD", "USD saved", "quality", "judged", "mean s"):
+        table.add_column(name, justify="right", overflow="fold")
     for r in rows:
         quality = "" if r["quality"] is None else f"{r['quality']:.3f}"
         money = f"{r['cost_usd']:.4f}", f"{r['saved_usd']:.4f}"

@@ -417,7 +417,7 @@ class SqliteStore:
         if exchange is None or not exchange.task or embedding is None or embedder is None or tokens is None:
             return
         example = Example(
-            id=uuid.uuid4().hex,
+            id=f"ex_{uuid.uuid4().hex}",
             tenant=exchange.tenant,
             subject=exchange.subject,
             request_id=exchange.request_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from iccache.errors import RequestError, StoreError
@@ -11,6 +12,8 @@ from iccache.learn.access import Access, InForce
 from iccache.learn.record import Recorder
 from iccache.metrics import Metrics
 from iccache.types import Feedback, Hold, Verdict
+
+PATIENCE_S = (0.03, 0.07, 0.15, 0.25, 0.5)  # between looks for an exchange that another worker may still be recording
 
 
 class Verdicts:
@@ -40,14 +43,27 @@ class Verdicts:
         now = self.wall()
         try:
             known = await self.access.write(await self._judgement(tenant, verdict, now))
+            for pause in PATIENCE_S if self.in_force.directory.settings.server.workers > 1 else ():
+                if known:
+                    break
+                await asyncio.sleep(pause)
+                known = await self.access.write(await self._judgement(tenant, verdict, now))
+            if not known:
+                raise await self._unknown(tenant, verdict)
         except StoreError as exc:
             raise RequestError(
                 503, f"the feedback could not be stored: {exc}", type="server_error", code="store_unavailable"
             ) from exc
-        if not known:
-            raise RequestError(404, "no such request is recorded", param="request_id", code="not_found")
         self.metrics.feedback.labels("demonstration" if verdict.demonstration else "user").inc()
         self.news()
+
+    async def _unknown(self, tenant: str, verdict: Verdict) -> RequestError:
+        param = "request_id"
+        if verdict.preferred_over is not None:
+            exchange = await self.access.read(lambda store: store.exchange(verdict.request_id))
+            if exchange is not None and exchange.tenant == tenant:
+                param = "preferred_over"
+        return RequestError(404, "no such request is recorded", param=param, code="not_found")
 
     async def _judgement(self, tenant: str, verdict: Verdict, now: float) -> Callable[[ExampleStore], bool]:
         if verdict.preferred_over is not None:

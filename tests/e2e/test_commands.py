@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ async def test_explain_prints_the_record(tmp_path: Path) -> None:
         assert [(f["source"], f["score"]) for f in record["feedback"]] == [("user", 0.75)]
         code, out, _ = await s.run("explain", asked.id)
         assert code == 0 and asked.id in out and "small" in out
+        assert time.strftime("%Y-%m-", time.gmtime(record["at"])) in out  # no count of seconds
         code, out, err = await s.run("explain", "req_none")
         assert (code, out) == (1, "")
         assert len(err.strip().splitlines()) == 1 and "req_none" in err

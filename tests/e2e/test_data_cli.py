@@ -271,6 +271,7 @@ async def test_stats(tmp_path: Path) -> None:
         assert found["saved_usd"] == pytest.approx(await s.metric("iccache_saved_usd_total"))
         code, out, _ = await s.run("stats", "--tenant", "default", "--days", "1")
         assert code == 0 and "6 requests of tenant default" in out
+        assert all(whole in out for whole in ("requests", "USD saved", time.strftime("%Y-%m-", time.gmtime()), "small"))
         assert (await s.run("stats", "--days", "0"))[0] == 2
 
 

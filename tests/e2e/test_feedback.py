@@ -138,8 +138,10 @@ async def test_what_is_unknown_is_a_404(w: World) -> None:
     for request_id in ("req_none", asked.id.upper(), asked.id + " ", passed.id, refused.id, "' OR 1=1 --", "\x00"):
         assert (await w.feedback(request_id, score=1)).status == 404, request_id
         assert (await w.feedback(request_id, demonstration="better")).status == 404, request_id
-        assert (await w.feedback(request_id, preferred_over=asked.id)).status == 404, request_id
-        assert (await w.feedback(asked.id, preferred_over=request_id)).status == 404, request_id
+        refused = await w.feedback(request_id, preferred_over=asked.id)
+        assert (refused.status, refused.json["error"]["param"]) == (404, "request_id"), request_id
+        refused = await w.feedback(asked.id, preferred_over=request_id)
+        assert (refused.status, refused.json["error"]["param"]) == (404, "preferred_over"), request_id
     assert await scores(w, asked.id) == {}
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info
 
+from iccache import config
+from iccache.api.serve import bound, listen, run_worker
 from tests.e2e.served import Served, served
-from tests.e2e.world import world
+from tests.e2e.world import settings, world
 from tests.fakes import Script
 
 SLOW = "a b c d e f g h i j k l"  # a dozen pieces
@@ -49,6 +52,20 @@ async def test_sigterm_lets_a_live_stream_end_while_readyz_says_503(tmp_path: Pa
         await s.start()
         assert (await s.recorded(request_id))["complete"]  # and it was recorded before the end
         assert await s.stop() == 0
+
+
+def test_linear_algebra_has_one_thread_where_requests_are_answered(tmp_path: Path) -> None:
+    """Two that wait for one another on busy cores made of the first request's 10 ms half a second."""
+    seen: list[int] = []
+
+    def announce() -> None:
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    url = "http://127.0.0.1:9/v1"
+    made = config.parse(settings(url, url, tmp_path / "ic.db"))
+    assert run_worker(made, None, listen(bound(made.server, 0)), announce) == 0
+    assert seen and set(seen) == {1}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -218,6 +235,17 @@ async def test_workers_share_the_port_what_they_learn_and_the_metrics(tmp_path: 
         await asyncio.sleep(1)
         assert await all_show("0")
         assert await s.stop() == 0
+
+
+async def test_feedback_at_once_is_taken_by_whichever_worker_it_reaches(tmp_path: Path) -> None:
+    async with served(tmp_path, server={"workers": 2}) as s:
+        question = {"model": "small", "messages": [{"role": "user", "content": "hello"}]}
+        statuses = []
+        for _ in range(16):
+            asked = await fresh(s, "/v1/chat/completions", question)
+            statuses.append((await fresh(s, "/v1/feedback", {"request_id": asked.id, "score": 1})).status)
+        assert statuses == [204] * 16
+        assert (await fresh(s, "/v1/feedback", {"request_id": "req_none", "score": 1})).status == 404
 
 
 async def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
