@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 import orjson
 
 from iccache.examples.utility import same_system
 from iccache.types import Ask, Example
 
+INSTRUCTIONS = 600  # characters up to which a system prompt is taken to be instructions alone, without material
+_DATES = re.compile(
+    r"\d+|\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april|may|june|july|august|"
+    r"september|october|november|december)\b",
+    re.IGNORECASE,
+)
+
 
 def fits(example: Example, ask: Ask) -> bool:
     """Whether showing `example` for `ask` shows nothing that the answer must not be like.
 
-    Where JSON is asked for, only JSON with the keys of the schema, asked for under the same system prompt; where it is
-    not, no JSON from elsewhere; and nothing that holds a stop sequence, at which the imitation would end.
+    An answer that was given under other instructions shows how to follow those: it is not shown. Where JSON is asked
+    for, only JSON with the keys of the schema, asked for under the same system prompt; where it is not, no JSON from
+    elsewhere; and nothing that holds a stop sequence, at which the imitation would end.
     """
-    if any(stop in example.answer for stop in ask.stop):
+    if any(stop in example.answer for stop in ask.stop) or _told_otherwise(example.system, ask.system):
         return False
     if ask.form is None:
         return not _looks_like_json(example.answer) or same_system(example.system, ask.system)
@@ -23,6 +34,19 @@ def fits(example: Example, ask: Ask) -> bool:
     if not same or keys is None:
         return False
     return ask.form.required <= keys and (ask.form.known is None or keys <= ask.form.known)
+
+
+def _told_otherwise(then: str, now: str) -> bool:
+    """Whether an answer under the system prompt `then` followed instructions that are not in force `now`. Numbers and
+    dates make no difference; nor does anything where both are so long that they may hold material for one request."""
+    if not then.strip() or same_system(then, now) or min(len(then), len(now)) > INSTRUCTIONS:
+        return False
+    return _instructions(then) != _instructions(now)
+
+
+@lru_cache(maxsize=256)
+def _instructions(system: str) -> str:
+    return " ".join(_DATES.sub("0", system.casefold()).split())
 
 
 def _looks_like_json(text: str) -> bool:
