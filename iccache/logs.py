@@ -7,6 +7,8 @@ import time
 
 import orjson
 
+OF_CLIENTS = ("aiohttp.http_exceptions", "aiohttp.web_protocol")  # where aiohttp's names for their mistakes are
+
 
 class FromClients(logging.Filter):
     """Of what a client did wrong or broke off, aiohttp's server says the kind alone: its error would quote the client's
@@ -14,7 +16,7 @@ class FromClients(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         exc = record.exc_info[1] if record.exc_info else None
-        if exc is not None and (isinstance(exc, ConnectionError) or type(exc).__module__ == "aiohttp.http_exceptions"):
+        if exc is not None and (isinstance(exc, ConnectionError) or type(exc).__module__ in OF_CLIENTS):
             record.levelno, record.levelname = logging.INFO, "INFO"
             record.msg, record.args = f"a client's request could not be served: {type(exc).__name__}", ()
             record.exc_info = record.exc_text = None

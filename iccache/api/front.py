@@ -14,13 +14,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from email.utils import formatdate
 from http.client import responses
 from typing import NamedTuple, cast
 
 from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.web import Server
+from aiohttp.web import RequestHandler
 from multidict import CIMultiDict
 
 from iccache.api.refusal import NOBODY, dialect_of, headers_of, told
@@ -86,8 +86,8 @@ def read_head(data: bytes, most_bytes: int = BODY_BYTES) -> tuple[Asked, int] | 
 class Front:
     """All connections that have not been handed over. Makes the protocol of each: a factory for `create_server`."""
 
-    def __init__(self, proxy: Proxy, server: Server, *, keepalive_s: float = 75.0) -> None:
-        """`server`: aiohttp's, for what is not taken here. In the loop that is to serve."""
+    def __init__(self, proxy: Proxy, server: Callable[[], RequestHandler], *, keepalive_s: float = 75.0) -> None:
+        """`server` makes aiohttp's reader of a connection, for what is not taken here. In the loop that is to serve."""
         self.keepalive_s = keepalive_s
         self.proxy = proxy
         self.server = server

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiohttp import web
 from threadpoolctl import threadpool_limits
@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from iccache import config, metrics
 from iccache.api.front import Front
 from iccache.api.server import make_app
+from iccache.api.unreadable import Handler
 from iccache.assemble import Proxy
 from iccache.errors import ConfigError, IccacheError
 
@@ -130,20 +131,16 @@ async def serving(
     last_word_s: float = LAST_WORD_S,
 ) -> AsyncIterator[None]:
     """Start the proxy and take connections at `listener`, which listens; stop both in the end."""
+    ways: dict[str, Any] = {"access_log": None, "keepalive_timeout": keepalive_s, "lingering_time": lingering_s}
     runner = web.AppRunner(
-        make_app(proxy),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=keepalive_s,
-        lingering_time=lingering_s,
-        shutdown_timeout=last_word_s,
-        handle_signals=False,
+        make_app(proxy), handler_cancellation=True, shutdown_timeout=last_word_s, handle_signals=False, **ways
     )
     await runner.setup()
     try:
-        assert runner.server is not None
-        front = Front(proxy, runner.server, keepalive_s=keepalive_s)
-        server = await asyncio.get_running_loop().create_server(front, sock=listener, backlog=BACKLOG)
+        general, loop = runner.server, asyncio.get_running_loop()
+        assert general is not None
+        front = Front(proxy, lambda: Handler(general, loop=loop, **ways), keepalive_s=keepalive_s)
+        server = await loop.create_server(front, sock=listener, backlog=BACKLOG)
         try:
             yield
         finally:

@@ -118,14 +118,12 @@ class Recorder:
             self.counting.dropped(why, exchange.request_id)
 
     async def make_durable(self, request_id: str) -> None:
-        """Record an exchange that is still being answered, so that feedback on it has something to stand on."""
+        """Record an exchange that is still being answered, so that feedback on it has something to stand on. Raises
+        StoreError where that fails; when the answer has ended, it is recorded again, or counted as dropped."""
         exchange = self.open.get(request_id)
         if exchange is not None:
             early = self.redacted(exchange)
-            try:
-                await self.access.write(lambda store: store.record(early))
-            except StoreError as exc:
-                self.counting.dropped(exc, request_id)
+            await self.access.write(lambda store: store.record(early))
 
     def _attempted(self, store: ExampleStore, ended: Ended) -> Exchange | Exception:
         """The exchange as it was recorded, or why it could not be; the others of its batch do not mind."""

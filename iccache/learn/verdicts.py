@@ -38,10 +38,10 @@ class Verdicts:
 
     async def take(self, tenant: str, verdict: Verdict) -> None:
         """Durable when it returns. Raises RequestError 404 for an exchange that is unknown, unrecorded or another's."""
-        for request_id in filter(None, (verdict.request_id, verdict.preferred_over)):
-            await self.recorder.make_durable(request_id)
         now = self.wall()
         try:
+            for request_id in filter(None, (verdict.request_id, verdict.preferred_over)):
+                await self.recorder.make_durable(request_id)
             known = await self.access.write(await self._judgement(tenant, verdict, now))
             for pause in PATIENCE_S if self.in_force.directory.settings.server.workers > 1 else ():
                 if known:

@@ -68,8 +68,8 @@ class Witness:
     async def _write(self, tenant: str, feedback: Feedback) -> None:
         if self.recorder.full:
             return
-        await self.recorder.make_durable(feedback.request_id)
         try:
+            await self.recorder.make_durable(feedback.request_id)
             known = await self.access.write(lambda store: store.add_feedback(feedback, tenant=tenant))
         except StoreError as exc:
             log.warning("what was seen of %s could not be stored: %s", feedback.request_id, exc)

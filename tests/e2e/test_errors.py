@@ -208,6 +208,25 @@ async def test_chunks_that_are_none_are_a_400(w: World) -> None:
         assert answer.split()[1] == b"400"
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/files"])
+async def test_what_is_no_http_is_refused_in_openais_shape(w: World, path: str) -> None:
+    length = b"Content-Length: 2\r\n"
+    for heads, status in {
+        (b"Host: x\r\nX-Long: " + b"secret " * 2000 + b"\r\n", 400),
+        (b"Host: x\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(200)), 400),
+        (b"Host: x\r\n" + length + length, 400),
+        (b"Host: x\r\nContent-Encoding: nonsense\r\nbad header\r\n", 400),
+        (b"", 400),
+    }:
+        answer = await raw(w, b"POST " + path.encode() + b" HTTP/1.1\r\n" + heads + length + b"\r\n{}")
+        head, body = answer.split(b"\r\n\r\n")
+        assert head.split()[1] == str(status).encode() and b"application/json" in head
+        assert b"x-request-id: req_" in head
+        error = json.loads(body)["error"]
+        assert set(error) == {"message", "type", "param", "code"} and "cannot be read" in error["message"]
+        assert "secret" not in error["message"] and "\n" not in error["message"]
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/healthz", 405)])
 async def test_a_path_that_is_not_there(w: World, method: str, path: str, status: int) -> None:
     async with w.http.request(method, w.url + path) as r:

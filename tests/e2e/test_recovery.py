@@ -18,6 +18,7 @@ from iccache.examples.store import open_store
 from tests.e2e.served import Served, served
 from tests.e2e.world import READY_WITHIN_S, Answered, world
 from tests.factories import make_example
+from tests.fakes import Script
 
 KILLS = 3
 
@@ -267,6 +268,15 @@ async def test_a_full_disk_stops_recording_not_serving(tmp_path: Path) -> None:
             assert refused.status in (500, 503, 507)
             assert set(refused.json["error"]) == {"message", "type", "param", "code"}
             assert "store" in refused.json["error"]["message"] + refused.json["error"]["code"]
+        s.large.script = Script(between_s=0.1)
+        live = {"model": "large", "stream": True, "messages": [{"role": "user", "content": "a b c d e f g h i j"}]}
+        async with s.http.post(s.url + "/v1/chat/completions", json=live) as streaming:
+            refused = await s.feedback(streaming.headers["x-request-id"], score=1)
+            assert refused.status == 503  # it may be tried again: what it speaks of could not be written yet
+            await streaming.read()
+        s.large.script = Script()
+        await s.until(lambda: s.metric('iccache_dropped_total{cause="store"}'), lambda n: n >= 13)
+        assert await s.metric('iccache_dropped_total{cause="store"}') == 13
         ready = await s.get("/readyz")
         assert (ready.status, "writable" in ready.body.decode()) == (503, True)
         assert (await s.get("/healthz")).status == 200
