@@ -251,9 +251,10 @@ class Proxy:
         engines = EngineLoad(self.settings.backends, self.fleet.load, self.clock)
         self.asking = asyncio.create_task(engines.follow(), name="ask the engines") if engines.urls else None
 
-    def _looked(self, late_s: float) -> None:
+    def _looked(self, late_s: float, held_s: float) -> None:
         """Fifty times a second."""
         self.metrics.loop_lag_seconds.observe(late_s)
+        self.metrics.loop_held_seconds.observe(held_s)
         self.metrics.flush()
 
     async def stop(self) -> None:

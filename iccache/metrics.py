@@ -126,6 +126,12 @@ class Metrics:
             [],
             LAG,
         )
+        self.loop_held_seconds = self._histogram(
+            "iccache_loop_held_seconds",
+            "The part of that lateness that this process made: without what its thread waited for a core (Linux).",
+            [],
+            LAG,
+        )
         self.bypass = self._tallied("iccache_bypass", "Requests that bypassed the cache, by reason.", ["reason"])
         self.examples_shown = self._unlabelled(
             "iccache_examples_shown", "Examples shown per request to a student.", (0, 1, 2, 3, 4, 5, 8, 12, 16)

@@ -107,12 +107,12 @@ class Server:
             self.port, self.says_port = int(found[-1]), False
         return not self.says_port
 
-    def lag(self) -> dict[float, int]:
-        """Looks at the event loop of an iccache, by how late it was at most (s); empty for others."""
+    def lag(self, kind: str) -> dict[float, int]:
+        """Looks at the event loop of an iccache, by how late it was at most (s), or was held up; empty for others."""
         if not self.ready:
             return {}
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as said:
-            rows = re.findall(r'iccache_loop_lag_seconds_bucket{le="([^"]+)"} ([\d.e+]+)', said.read().decode())
+            rows = re.findall(rf'iccache_loop_{kind}_seconds_bucket{{le="([^"]+)"}} ([\d.e+]+)', said.read().decode())
             return {float(most): int(float(count)) for most, count in rows}
         return {}
 
@@ -498,15 +498,16 @@ def bench(folder: Path, given: argparse.Namespace, size: Size) -> int:
                     one.rounds.append(measure(one, made[one.name], size))
         for server in servers:
             server.rss_mb = rss_mb(tree(server.process.pid)) if server.process else 0.0
-        lags = {server.name: server.lag() for server in servers}
+        lags = {(server.name, kind): server.lag(kind) for server in servers for kind in ("lag", "held")}
     finally:
         for server in [*servers, upstream]:
             server.stop()
     print(table(found))
-    for name, lag in lags.items():
+    for (name, kind), lag in lags.items():
         if lag:
             looked, late = max(lag.values()), max(lag.values()) - lag.get(0.02, 0)
-            print(f"\n{name}: the event loop was more than 20 ms late {late} of {looked} times")
+            what = {"lag": "late", "held": "held up by something in the process"}[kind]
+            print(f"\n{name}: the event loop was more than 20 ms {what} {late} of {looked} times")
     busy, cores = os.getloadavg()[1], os.cpu_count()
     print(f"\nload average over the last five minutes: {busy:.1f}, on {cores} cores, all of this included")
     if given.picture:
