@@ -16,10 +16,10 @@ from iccache.examples.embed.unrelated import unrelated
 from iccache.examples.fit import fits
 from iccache.examples.recalls import Recalls
 from iccache.examples.retriever import Begun, Retriever
-from iccache.examples.selector import Selection, Selector, example_tokens
+from iccache.examples.selector import PAIR_TOKENS, Selection, Selector, example_tokens
 from iccache.examples.shared import ExampleReader, SharedSets
 from iccache.examples.showing import Offer
-from iccache.examples.tokens import Tokenizer, count_prompt
+from iccache.examples.tokens import Tokenizer, count_pair, count_prompt
 from iccache.examples.traits import application
 from iccache.examples.trust import Showings, Trust
 from iccache.examples.utility import Rows, candidate_rows
@@ -102,6 +102,7 @@ class Select:
         self.selector = selector
         self.selector.auto_threshold, self.selector.unrelated = self.threshold, self.unrelated
         self.tokenizers = tokenizers
+        self.tokens_of = {name: counted_by(tokenizer) for name, tokenizer in list(tokenizers.items())[1:]}
         self.dearest = settings.by_price()[-1]
 
     async def start(self) -> None:
@@ -288,7 +289,7 @@ class Select:
         return self.selector.select(
             recalled,
             student_window_tokens=student.context_window_tokens,
-            request_tokens=job.request_tokens,
+            request_tokens=self._request_tokens(student, job),
             reply_tokens=self._reply(job),
             cap=job.ask.controls.examples,
             request=job.ask.task,
@@ -298,7 +299,14 @@ class Select:
             local=local.gain,
             asker=job.ask.subject,
             rows=rows,
+            tokens_of=self.tokens_of.get(student.tokenizer),
         )
+
+    def _request_tokens(self, student: config.Backend, job: Job) -> int:
+        """By the student's tokenizer. Also what `count_prompt` guesses is left at that."""
+        if student.tokenizer not in self.tokens_of or len(job.ask.prompt) > COUNTED_CHARS:
+            return job.request_tokens
+        return count_prompt(self.tokenizers[student.tokenizer], [job.ask.prompt])
 
     def _shared(self, student: config.Backend, job: Job, recalled: Recalled) -> tuple[Match, ...]:
         """The shared set as it may be shown for this request: whole, or not at all."""
@@ -307,11 +315,12 @@ class Select:
             return ()
         examples = self.shared.of(job.tenant, application(job.ask.system), recalled.embedding)
         examples = examples[-limits.shared_examples :]
-        room = min(limits.max_tokens, student.context_window_tokens - job.request_tokens - self._reply(job))
+        window = student.context_window_tokens - self._request_tokens(student, job) - self._reply(job)
+        tokens_of = self.tokens_of.get(student.tokenizer, example_tokens)
         if (
             not examples
             or (cap is not None and cap < len(examples))
-            or sum(map(example_tokens, examples)) > room
+            or sum(map(tokens_of, examples)) > min(limits.max_tokens, window)
             or not all(fits(e, job.ask) and e.embedding.shape == recalled.embedding.shape for e in examples)
         ):
             return ()
@@ -339,9 +348,8 @@ class Select:
         return len(ask.prompt) // CHARS_PER_TOKEN
 
     def count_pair(self, request: str, answer: str) -> int:
-        """Tokens of an example's text."""
-        tokenizer = next(iter(self.tokenizers.values()))
-        return tokenizer.count(request) + tokenizer.count(answer)
+        """Tokens of an example's text, by the dearest backend's tokenizer."""
+        return count_pair(next(iter(self.tokenizers.values())), request, answer)
 
     def usage(self, answer: Answer, ask: Ask, backend: config.Backend, shown: Sequence[Match], status: int) -> Usage:
         """Tokens of an exchange: as reported, else counted and marked so."""
@@ -354,6 +362,11 @@ class Select:
         return Usage(
             count_prompt(tokenizer, [ask.prompt]) + example, tokenizer.count(answer.text), example, estimated=True
         )
+
+
+def counted_by(tokenizer: Tokenizer) -> Callable[[Example], int]:
+    """What showing an example adds to a prompt, by another tokenizer than the one that all examples were counted by."""
+    return lambda example: count_pair(tokenizer, example.request, example.answer) + PAIR_TOKENS
 
 
 def signals(plan: Plan) -> Signals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,9 @@ SAME_WORDS = 0.75  # overlap above which two requests with the same answer say t
 SAME_COSINE = 0.98  # or cosine: for text without spaces; with every embedder measured, only the same text put otherwise
 THRESHOLD_STATE = "threshold"  # under which the store keeps what replay has measured
 UNRELATED_LOSS = 0.5  # in quality: another task's examples take a student's own abilities away
+MAJORITY = 0.5  # vote from which all examples may give one answer: a student that is shown one alone repeats it
 UNMEASURED = 0.0  # threshold before any gain was measured: all pass but those whose own record speaks against them
+VOTE = FEATURES.index("vote")
 
 
 class Selection(NamedTuple):
@@ -87,6 +90,7 @@ class Selector:
         local: float = 0.0,
         asker: str | None = None,
         rows: Rows | None = None,
+        tokens_of: Callable[[Example], int] | None = None,
     ) -> Selection:
         """The examples to show `student` for a `request` asked under `system`.
 
@@ -95,32 +99,49 @@ class Selector:
         Never more than `cap` (the client's; None: no cap) or `max_examples`, nor more tokens than `max_tokens` or
         than the window leaves beside `request_tokens` and `reply_tokens`. A pair is shown whole or not at all; one
         that does not fit makes room for the next. Of one end user other than the `asker`, at most `writer_share`.
+        Where all of three or more would give one answer, and it has no MAJORITY of the recalled, the last of them
+        makes room for the next that gives another.
+        `tokens_of`: what showing an example adds to the prompt, `example_tokens` unless the student counts otherwise.
         `rows`: what `candidate_rows` gave for the recalled, where that is known: it is the same for every student.
         """
         if rows is None:
             rows = candidate_rows(recalled.nearest, request=request, system=system, now=now)
+        tokens_of = tokens_of or example_tokens
         considered = self._ranked(recalled, rows, system, student, local)
         most = self.limits.max_examples if cap is None else min(cap, self.limits.max_examples)
         room = min(self.limits.max_tokens, student_window_tokens - request_tokens - reply_tokens)
         of_one = most_of_one(self.limits.writer_share, most)
         shown: list[Match] = []
-        places = []
+        places: list[int] = []
+        spare: tuple[Match, int] | None = None  # would give the answer that all the others give
         for match, place in considered:
             if len(shown) >= most or not match.utility >= self.threshold:  # a utility that is no number is not shown
                 break
-            cost = example_tokens(match.example)
+            cost = tokens_of(match.example)
             if crowded(match.example, [m.example for m in shown], asker, of_one):
                 continue
-            if cost <= room and not any(same(match.example, other.example) for other in shown):
-                shown.append(match)
-                places.append(place)
-                room -= cost
+            if cost > room or any(same(match.example, other.example) for other in shown):
+                continue
+            if len(shown) == most - 1 and rows[place, VOTE] < MAJORITY and _one_answer([*shown, match]):
+                spare = spare or (match, place)
+                continue
+            shown.append(match)
+            places.append(place)
+            room -= cost
+        if spare and len(shown) < most:
+            shown.append(spare[0])
+            places.append(spare[1])
         return Selection(
             tuple(match for match, _ in considered),
             tuple(reversed(shown)),
-            sum(example_tokens(m.example) for m in shown),
+            sum(tokens_of(m.example) for m in shown),
             Shown(*rows[places][:, COMPARED].T.tolist()) if places else Shown(()),
         )
+
+
+def _one_answer(shown: Sequence[Match]) -> bool:
+    """Whether three or more examples all give the same answer."""
+    return len(shown) > 2 and len({traits(match.example).answer for match in shown}) == 1
 
 
 def restored_threshold(state: bytes) -> float:

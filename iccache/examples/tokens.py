@@ -32,6 +32,11 @@ def count_prompt(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
     return sum(tokenizer.count(text) + MESSAGE_TOKENS for text in texts) + REPLY_TOKENS
 
 
+def count_pair(tokenizer: Tokenizer, request: str, answer: str) -> int:
+    """Tokens of an example's text."""
+    return tokenizer.count(request) + tokenizer.count(answer)
+
+
 @cache
 def make_tokenizer(name_or_path: str) -> Tokenizer:
     """An encoding by its name (o200k_base), or a tokenizer.json by its path. Raises ConfigError."""
@@ -69,8 +74,12 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._counted)
 
     def count(self, text: str) -> int:
+        return self._remembered(text) if len(text) <= REMEMBERED_CHARS else self._counted(text)
+
+    def _counted(self, text: str) -> int:
         return _sampled(text.encode("utf-8", "replace").decode("utf-8"), self._count)
 
     def _count(self, text: str) -> int:

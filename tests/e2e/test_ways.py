@@ -7,6 +7,8 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import tokenizers
+
 from iccache.assemble import Proxy
 from iccache.examples.selector import THRESHOLD_STATE
 from replay import lessons
@@ -142,3 +144,17 @@ def _ready(look: object) -> object:
         return look()  # type: ignore[operator]
 
     return looked
+
+
+async def test_the_budget_is_counted_as_the_student_counts(tmp_path: Path) -> None:
+    by_letter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    by_letter.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    by_letter.save(str(tmp_path / "tokenizer.json"))
+    counts = {}
+    for tokenizer in ("o200k_base", str(tmp_path / "tokenizer.json")):
+        folder = tmp_path / f"by {len(counts)}"
+        folder.mkdir()
+        async with world(folder, small={"tokenizer": tokenizer}, selection={"max_tokens": 120}) as w:
+            await fill(w, "Name the colour.", 6)  # pairs of 37 or 39 letters and some 9 tokens
+            counts[tokenizer] = (await ask(w, "Name the colour. thing number 77")).header("examples")
+    assert list(counts.values()) == ["3", "2"]

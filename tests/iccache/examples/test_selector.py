@@ -280,3 +280,23 @@ def test_the_same_request_put_otherwise_is_shown_once_whatever_the_embedder(
     second = example(1, **({"answer": "booking"} | other))
     assert same(first, second) is said_before
     assert same(second, first) is said_before
+
+
+def test_all_tell_one_answer_only_where_the_majority_does() -> None:
+    # Six recalled: x has 3 of 6 nearest, y and z the rest. How near they are decides who has the majority.
+    def found(others: float) -> Recalled:
+        answers = ["x", "x", "x", "x", "y", "z"]
+        nearness = [0.9, 0.9, 0.9, 0.9, others, others]
+        pairs = zip(answers, nearness, strict=True)
+        return recalled(*((example(i, answer=answer), near) for i, (answer, near) in enumerate(pairs)))
+
+    assert shown(select(found(0.5))) == ["e2", "e1", "e0"]  # y and z far away: x has .96
+    many = Recalled(
+        direction(0), [*found(0.89).nearest[:4], *((example(i, answer=f"a{i}"), 0.89) for i in range(9, 15))]
+    )
+    assert shown(select(many)) == ["e10", "e1", "e0"]  # x has .42: the next answer takes the last place
+    assert shown(select(many, Limits(max_examples=2))) == ["e1", "e0"]  # of two, both may
+    none_other = Recalled(
+        direction(0), [*many.nearest[:4], *((example(i, 10**6, answer=f"a{i}"), 0.89) for i in range(9, 15))]
+    )
+    assert shown(select(none_other)) == ["e2", "e1", "e0"]  # no other fits
