@@ -13,7 +13,7 @@ from iccache import config
 from iccache.examples import showing
 from iccache.examples.batch import Batcher
 from iccache.examples.embed.unrelated import unrelated
-from iccache.examples.fit import fits
+from iccache.examples.fit import fits, fitting
 from iccache.examples.recalls import Recalls
 from iccache.examples.retriever import Begun, Retriever
 from iccache.examples.selector import PAIR_TOKENS, Selection, Selector, example_tokens
@@ -244,7 +244,7 @@ class Select:
         return self.settings.selection.recall_k if shows else 0
 
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
-        recalled = recalled._replace(nearest=[(e, s) for e, s in recalled.nearest if fits(e, job.ask)])
+        recalled = recalled._replace(nearest=fitting(recalled.nearest, job.ask))
         recalled = recalled._replace(nearest=self.trust.sift(recalled.nearest, job.ask.subject))
         rows = candidate_rows(recalled.nearest, request=job.ask.task, system=job.ask.system, now=job.now)
         students = {student.name: self._for(student, job, recalled, rows) for student in job.students}

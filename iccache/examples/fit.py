@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import orjson
 
+from iccache.examples.traits import overlap, words
 from iccache.examples.utility import same_system
 from iccache.types import Ask, Example
 
+VARIED = 6  # different system prompts among the recalled, and more than half as many, from which each is one user's
+ONE_TEMPLATE = 0.6  # overlap of words from which two system prompts are taken to be one with other names in it
 INSTRUCTIONS = 600  # characters up to which a system prompt is taken to be instructions alone, without material
 _DATES = re.compile(
     r"\d+|\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april|may|june|july|august|"
@@ -18,14 +22,24 @@ _DATES = re.compile(
 )
 
 
-def fits(example: Example, ask: Ask) -> bool:
+def fitting(recalled: Sequence[tuple[Example, float]], ask: Ask) -> list[tuple[Example, float]]:
+    """The recalled examples that fit. Where nearly each has a system prompt of its own, an application puts a name or
+    the like into it, and a system prompt that differs in a few words is the same.
+    """
+    prompts = {_instructions(e.system) for e, _ in recalled if 0 < len(e.system) <= INSTRUCTIONS}
+    varied = len(prompts) >= VARIED and 2 * len(prompts) > len(recalled)
+    return [(e, similarity) for e, similarity in recalled if fits(e, ask, varied)]
+
+
+def fits(example: Example, ask: Ask, varied: bool = False) -> bool:
     """Whether showing `example` for `ask` shows nothing that the answer must not be like.
 
-    An answer that was given under other instructions shows how to follow those: it is not shown. Where JSON is asked
+    An answer that was given under other instructions shows how to follow those: it is not shown, unless system prompts
+    are `varied` and the two are nearly the same. Where JSON is asked
     for, only JSON with the keys of the schema, asked for under the same system prompt; where it is not, no JSON from
     elsewhere; and nothing that holds a stop sequence, at which the imitation would end.
     """
-    if any(stop in example.answer for stop in ask.stop) or _told_otherwise(example.system, ask.system):
+    if any(stop in example.answer for stop in ask.stop) or _told_otherwise(example.system, ask.system, varied):
         return False
     if ask.form is None:
         return not _looks_like_json(example.answer) or same_system(example.system, ask.system)
@@ -36,15 +50,17 @@ def fits(example: Example, ask: Ask) -> bool:
     return ask.form.required <= keys and (ask.form.known is None or keys <= ask.form.known)
 
 
-def _told_otherwise(then: str, now: str) -> bool:
+def _told_otherwise(then: str, now: str, varied: bool) -> bool:
     """Whether an answer under the system prompt `then` followed instructions that are not in force `now`. Numbers and
     dates make no difference; nor does anything where both are so long that they may hold material for one request."""
     if not then.strip() or same_system(then, now) or min(len(then), len(now)) > INSTRUCTIONS:
         return False
-    return _instructions(then) != _instructions(now)
+    if _instructions(then) == _instructions(now):
+        return False
+    return not (varied and overlap(words(then), words(now)) >= ONE_TEMPLATE)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _instructions(system: str) -> str:
     return " ".join(_DATES.sub("0", system.casefold()).split())
 
