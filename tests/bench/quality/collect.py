@@ -35,7 +35,7 @@ TEST = {
     + [f"test:100:{condition}" for condition in TITLES]
     + _TRIED
     + _FRAMED
-    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("random3", "nearest3", "learned")]
+    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("nearest3", "learned")]
     + ["cold"],
     MIDDLE.name: TAUGHT[MIDDLE.name] + [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
     LARGE.name: ["test:50:none"],

@@ -210,14 +210,16 @@ def framings(student: Student) -> Iterator[str]:
 
 
 def caches(student: Student) -> Iterator[str]:
-    ways = ("random3", "nearest3", "learned")
+    ways = ("nearest3", "learned")
     yield f"| {student.name}, cache | " + " | ".join(TITLES[way] for way in ways) + " | learned less nearest |"
     yield "|---" * (len(ways) + 2) + "|"
+    empty = _share([c.right for c in _every(student.cells("none", VARIED))])
+    yield f"| empty | {empty} | {empty} | |"
     for cache_, title in CACHES.items():
         found = {way: student.cells(f"{way}/{cache_}", VARIED) for way in ways}
         shares = [_share([c.right for c in _every(found[way])]) for way in ways]
         pairs = _pairs(found["learned"], found["nearest3"])
-        yield f"| {title} | {' | '.join(shares)} | {_signed(pairs)} |" if any(shares) else f"| {title} | | | | |"
+        yield f"| {title} | {' | '.join(shares)} | {_signed(pairs)} |" if any(shares) else f"| {title} | | | |"
 
 
 def _head(title: str, *more: str) -> str:
