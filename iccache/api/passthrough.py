@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -16,6 +17,7 @@ from iccache.assemble import Proxy
 from iccache.backends.fleet import Post, Reply, is_failure
 from iccache.backends.headers import forwardable
 from iccache.dialects import body as bodies
+from iccache.dialects import sse
 from iccache.dialects.answer import count, load, mapping
 from iccache.dialects.dialect import DIALECTS
 from iccache.dialects.splice import Document
@@ -23,7 +25,7 @@ from iccache.errors import BackendError
 from iccache.pipeline import broken_stream
 from iccache.plan import read_controls
 from iccache.price import as_usd, cost
-from iccache.types import NOTHING_USED, Ask, Controls, DecisionKind, Reason, Usage
+from iccache.types import Ask, Controls, DecisionKind, Reason, Usage
 
 METERED_BYTES = 4_000_000  # a JSON answer up to this size is read whole, for what it says of its cost
 CHAT = DIALECTS["/v1/chat/completions"]
@@ -106,23 +108,46 @@ async def _forwarded(
         proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, usage)
         headers["x-iccache-cost-usd"] = as_usd(cost(reply.backend, usage))
         return web.Response(status=reply.status, headers=headers, body=body)
-    proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, NOTHING_USED)
     response = web.StreamResponse(status=reply.status, headers=headers)
+    meter = Meter()
     if reply.streams:
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Accel-Buffering"] = "no"
     elif not is_failure(reply.status):  # of an error, no more than its beginning may have been kept
         response.content_length = _length(reply)
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         async for chunk in reply.chunks:
+            if reply.streams:
+                meter.feed(chunk)
             await response.write(chunk)
     except BackendError as exc:
         if not reply.streams:
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
+    finally:
+        proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, meter.usage())
     await response.write_eof()
     return response
+
+
+class Meter:
+    """Looks in a stream for what it says that it took."""
+
+    def __init__(self) -> None:
+        self._tap = sse.Tap()
+        self._reported: dict[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        for event in self._tap.feed(chunk):
+            if b'"usage"' in event.data:
+                found = mapping(load(event.data))
+                self._reported.update(
+                    mapping(found.get("usage")) or mapping(mapping(found.get("response")).get("usage"))
+                )
+
+    def usage(self) -> Usage:
+        return reported_usage(self._reported)
 
 
 async def _opened(request: web.Request) -> Parcel:
@@ -182,7 +207,10 @@ def _is_metered(reply: Reply) -> bool:
 
 def usage_of(body: bytes) -> Usage:
     """Tokens that an answer of another endpoint reports; none where it reports none."""
-    reported = mapping(mapping(load(body)).get("usage"))
+    return reported_usage(mapping(mapping(load(body)).get("usage")))
+
+
+def reported_usage(reported: dict[str, Any]) -> Usage:
     taken = count(reported.get("prompt_tokens", reported.get("input_tokens")))
     made = count(reported.get("completion_tokens", reported.get("output_tokens")))
     return Usage(taken or 0, made or 0)

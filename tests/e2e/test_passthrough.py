@@ -219,3 +219,13 @@ async def test_what_another_endpoint_took_is_counted_and_priced(w: World) -> Non
     assert usd > 0
     assert float(answered.header("cost-usd") or 0) == pytest.approx(usd)
     assert w.proxy.learner.spent_today("default") == pytest.approx(usd)
+
+
+async def test_what_a_stream_of_another_endpoint_took_is_counted_too(w: World) -> None:
+    """So that a tenant's budget holds there as well."""
+    body = b'data: {"choices": [{"text": "4"}], "usage": null}\n\n'
+    body += b'data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 10}}\n\ndata: [DONE]\n\n'
+    w.large.script = Script(body=body, headers={"Content-Type": "text/event-stream"})
+    answered = await w.post("/v1/completions", {"model": "large", "prompt": "2+2", "stream": True})
+    assert answered.body == body
+    assert w.proxy.learner.spent_today("default") == pytest.approx(30e-6 + 40e-6)
