@@ -88,13 +88,7 @@ class Proxy:
 
     def _use(self, settings: config.Config) -> None:
         """Take over what needs no opening. Raises ConfigError and changes nothing where a key is missing."""
-        if not settings.backends:
-            raise ConfigError("backends: none is configured; at least one [[backends]] table is required")
-        gate = Gate.of(settings, self.environ)
-        keys = {
-            b.name: config.secret(self.environ, b.key_env, f"backends: {b.name}") if b.key_env else None
-            for b in settings.backends
-        }
+        gate, keys = with_keys(settings, self.environ)
         admin_key = config.key_in(self.environ, settings.server.admin_key_env)
         tokenizers = {b.tokenizer: make_tokenizer(b.tokenizer) for b in reversed(settings.by_price())}
         before: Gate | None = getattr(self, "gate", None)
@@ -230,13 +224,7 @@ class Proxy:
         """Put a new configuration in force for requests that come from now on. Raises ConfigError, changing nothing."""
         if not self.loaded:
             raise ConfigError("it is still being put in force: try again when /readyz answers")
-        fixed = [name for name in ("store", "embedder") if getattr(settings, name) != getattr(self.settings, name)]
-        if (settings.server.host, settings.server.port, settings.server.workers) != (
-            self.settings.server.host, self.settings.server.port, self.settings.server.workers,
-        ):  # fmt: skip
-            fixed.append("server.host, port or workers")
-        if fixed:
-            raise ConfigError(f"{', '.join(fixed)}: takes a restart to change")
+        refuse_fixed(self.settings, settings)
         self._use(settings)
         self._wire()
         self.select.use(settings, self._selector(), self.tokenizers)
@@ -323,6 +311,29 @@ class Proxy:
         self.metrics.examples.labels(kind).set(count)
         for part, size in parts.items():
             self.metrics.store_bytes.labels(part).set(size)
+
+
+def with_keys(settings: config.Config, environ: Mapping[str, str]) -> tuple[Gate, dict[str, str | None]]:
+    """Who may come in, and each backend's key. Raises ConfigError where something is missing that serving needs."""
+    if not settings.backends:
+        raise ConfigError("backends: none is configured; at least one [[backends]] table is required")
+    gate = Gate.of(settings, environ)
+    keys = {
+        b.name: config.secret(environ, b.key_env, f"backends: {b.name}") if b.key_env else None
+        for b in settings.backends
+    }
+    return gate, keys
+
+
+def refuse_fixed(before: config.Config, settings: config.Config) -> None:
+    """Raise ConfigError where `settings` change what a running process cannot."""
+    fixed = [name for name in ("store", "embedder") if getattr(settings, name) != getattr(before, name)]
+    if (settings.server.host, settings.server.port, settings.server.workers) != (
+        before.server.host, before.server.port, before.server.workers,
+    ):  # fmt: skip
+        fixed.append("server.host, port or workers")
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: takes a restart to change")
 
 
 async def _connects(base_url: str) -> bool:

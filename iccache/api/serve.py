@@ -22,7 +22,7 @@ from iccache import config, metrics
 from iccache.api.front import Front
 from iccache.api.server import make_app
 from iccache.api.unreadable import Handler
-from iccache.assemble import Proxy
+from iccache.assemble import Proxy, refuse_fixed, with_keys
 from iccache.errors import ConfigError, IccacheError
 
 log = logging.getLogger(__name__)
@@ -110,10 +110,14 @@ async def _worker(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, stop)
-    loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, path))
+    early = asyncio.Event()  # SIGHUP came before there was anything to put another configuration into
+    loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, path) if proxy.loaded else early.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     if lifeline is not None:
         loop.add_reader(lifeline, _left_alone, lifeline, stop)
     async with serving(proxy, listener):
+        if early.is_set():
+            reload(proxy, path)
         _calm_collector()
         announce()
         await stop.wait()
@@ -234,9 +238,19 @@ class Workers:
 
     def pass_on(self, number: int, _frame: object) -> None:
         self.stopping = self.stopping or number != signal.SIGHUP
+        if number == signal.SIGHUP:
+            self.reread()
         for pid in self.places:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def reread(self) -> None:
+        """What workers begin with from now on; where they stay with what they have, so does this."""
+        with contextlib.suppress(ConfigError):
+            settings = config.load(self.path)
+            refuse_fixed(self.settings, settings)
+            with_keys(settings, os.environ)
+            self.settings = settings
 
     def fork(self, place: int, announce: Callable[[], object] = lambda: None) -> None:
         """One more worker, unless all are to stop. No signal comes between its start and its being known here."""
@@ -259,8 +273,9 @@ class Workers:
             os.close(self.held)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            listener = listen(bound(self.settings.server, self.port, together=True))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - {signal.SIGHUP})  # that one when it is heeded
+            listener = bound(self.settings.server, self.port, together=True)
+            listener.setblocking(False)  # it listens when there is somebody to answer
             code = run_worker(self.settings, self.path, listener, announce, self.lifeline)
         except IccacheError as exc:
             code = 2 if isinstance(exc, ConfigError) else 1

@@ -276,12 +276,52 @@ def listeners(s: Served) -> int:
 async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     async with served(tmp_path, server={"workers": 2}) as s:
         before = await s.until(lambda: by_pid(s), lambda pids: len(pids) == 2)
+        await s.until(lambda: asyncio.to_thread(listeners, s), lambda count: count == 2, seconds=30)
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         after = await s.until(lambda: by_pid(s), lambda pids: len(pids - {victim}) == 2, seconds=20)
         assert victim not in after
         await s.until(lambda: s.ask("hello"), lambda a: a.status == 200)
         assert await s.stop() == 0
+
+
+async def test_sighup_reaches_workers_that_are_starting_and_those_that_come_later(tmp_path: Path) -> None:
+    async with served(tmp_path, server={"workers": 2}) as s:
+        s.file.write_text(s.file.read_text().replace('name = "large"', 'name = "huge"'))
+        told_to(s, signal.SIGHUP)  # the second worker has not come far
+        pids = await s.until(lambda: by_pid(s), lambda pids: len(pids) == 2)
+
+        async def all_know() -> bool:
+            asked = {"model": "huge", "messages": [{"role": "user", "content": "hello"}]}
+            answers = [await fresh(s, "/v1/chat/completions", asked) for _ in range(12)]
+            return await asyncio.to_thread(listeners, s) == 2 and all(a.status == 200 for a in answers)
+
+        await s.until(all_know, bool, seconds=30)
+        assert await by_pid(s) == pids  # and it is alive
+
+        s.file.write_text("[server]\nprot = 1\n")  # a bad one changes nothing for those that come later, either
+        told_to(s, signal.SIGHUP)
+        await asyncio.sleep(0.3)
+        os.kill(min(pids), signal.SIGKILL)
+        await s.until(lambda: by_pid(s), lambda now: len(now - {min(pids)}) == 2, seconds=20)
+        await s.until(all_know, bool, seconds=30)
+        assert await all_know()
+        assert await s.stop() == 0
+
+
+async def test_a_worker_that_is_starting_takes_no_connection(tmp_path: Path) -> None:
+    async with served(tmp_path, server={"workers": 2}) as s:
+        pids = await s.until(lambda: by_pid(s), lambda pids: len(pids) == 2)
+        last = max(pids)
+        os.kill(last, signal.SIGSTOP)
+        try:
+            if await asyncio.to_thread(listeners, s) == 1:  # else it was quicker than this test
+                async with asyncio.timeout(20):
+                    answers = [await fresh(s, "/v1/feedback", {}) for _ in range(20)]
+                assert [a.status for a in answers] == [400] * 20
+        finally:
+            os.kill(last, signal.SIGCONT)
+        await s.until(lambda: asyncio.to_thread(listeners, s), lambda count: count == 2, seconds=30)
 
 
 async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
