@@ -133,7 +133,7 @@ class Report(NamedTuple):
             ("evicted", f"{self.expired} expired, {self.evicted} for space, {self.evicted_bytes} bytes"),
             ("trimmed", f"{self.trimmed} old exchanges and changes"),
             ("cache", _cache_as_text(self.cache, self.capacity_bytes)),
-            *((name, str(said)) for name, said in self.told.items()),
+            *((name.replace("_", " "), _said(said)) for name, said in self.told.items()),
             ("seconds", f"{self.seconds:.1f}"),
         ]
         return _table(rows)
@@ -355,4 +355,11 @@ def _cache_as_text(kept: Eviction, capacity_bytes: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+    return "\n".join(f"{name:<10} {text}" if len(name) > 9 else f"{name:<10}{text}" for name, text in rows)
+
+
+def _said(said: object) -> str:
+    """What a further step tells, as one line."""
+    if not isinstance(said, Mapping):
+        return str(said)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())

@@ -344,6 +344,8 @@ class SqliteStore:
         checked = any(f.source != "user" and f.score is not None for f in self.feedback(request_id))
         for id in judged:
             self._stand(id, checked)
+        if quality is not None and quality < GOOD_ENOUGH:
+            self._write(FORGET_REPEATED, [request_id])
         self._credit(request_id, before, before._replace(quality=quality))
         self._append(ChangeKind.QUALITY, request_id, before.quality, quality)
 
@@ -1031,6 +1033,11 @@ INSERT_STATS = (
     f"INSERT INTO example_stats (example_id, {_names(STATS_COLUMNS)})"  # noqa: S608
     f" VALUES (:example_id, {_values(STATS_COLUMNS)})"
 )
+# Where the answer of an exchange came from the record, that answer: it is not handed out again.
+FORGET_REPEATED = """
+    DELETE FROM reusable WHERE request_id =
+        (SELECT json_extract(extra, '$.answered_by') FROM exchanges WHERE request_id = ? AND decision = 'cached')
+"""
 UPDATE_STATS = (
     f"UPDATE example_stats SET scored = :scored, {_assignments(STATS_COLUMNS)}"  # noqa: S608
     " WHERE example_id = :example_id"

@@ -118,6 +118,20 @@ async def test_an_answer_that_was_said_to_be_bad_is_not_repeated(w: World) -> No
     assert (await w.ask(QUESTION, "large")).header("decision") == "pinned"
 
 
+async def test_nor_when_that_was_said_of_its_repetition(w: World) -> None:
+    first = await w.ask(QUESTION, "large")
+    await again(w, first)
+    other = await w.ask(QUESTION, "small")
+    await again(w, other)
+    second = await w.ask(QUESTION, "large")
+    assert second.header("decision") == "cached"
+    assert (await w.feedback(second.id, score=1)).status == 204
+    assert (await w.ask(QUESTION, "large")).header("decision") == "cached"
+    assert (await w.feedback(second.id, score=0)).status == 204
+    assert (await w.ask(QUESTION, "large")).header("decision") == "pinned"
+    assert (await w.ask(QUESTION, "small")).header("decision") == "cached"
+
+
 async def test_a_cut_answer_is_not_repeated(w: World) -> None:
     w.large.script.finish_reason = "length"
     await again(w, await w.ask(QUESTION, "large"))
