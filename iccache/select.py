@@ -23,7 +23,7 @@ from iccache.examples.tokens import Tokenizer, count_pair, count_prompt
 from iccache.examples.traits import application
 from iccache.examples.trust import Showings, Trust
 from iccache.examples.utility import Rows, candidate_rows
-from iccache.examples.ways import Local, Prior, Shown, Way, Ways
+from iccache.examples.ways import Estimate, Local, Prior, Shown, Way, Ways
 from iccache.metrics import Metrics
 from iccache.plan import Plan
 from iccache.price import expected
@@ -33,6 +33,7 @@ from router.types import ExampleSignals, Signals
 COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
 CHARS_PER_TOKEN = 4
 COMPARED = 4  # nearest examples that a new one is compared with
+RANKINGS_KEPT = 4  # of one text: asked under several system prompts, say
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
 
 
@@ -53,6 +54,21 @@ class Selected(NamedTuple):
     shown: Mapping[str, tuple[Match, ...]]  # by student, in the order to be shown
     considered: Mapping[str, tuple[Match, ...]]  # by student, best first
     taken: Mapping[str, Taken]  # by student: the way that was taken to show them
+
+
+class Choice(NamedTuple):
+    """What one student may be shown, ready to be drawn from."""
+
+    estimate: Estimate
+    offers: Mapping[Way, Offer]
+    own: tuple[Match, ...]  # the request's own examples that were considered, best first
+
+
+class Ranking(NamedTuple):
+    """What was ranked for a request, as long as nothing is learned that could rank otherwise."""
+
+    revision: tuple[int, int, int]
+    choices: Mapping[str, Choice]  # by student
 
 
 class Showing(NamedTuple):
@@ -83,6 +99,7 @@ class Select:
         self.shared = SharedSets()
         self.threshold: float | None = None
         self.unrelated = -1.0
+        self.revision = 0  # grows with every setting that ranking goes by
         self.showings = Showings()
         self.use(settings, selector, tokenizers)
         self.make_retriever = make_retriever
@@ -104,6 +121,7 @@ class Select:
         self.tokenizers = tokenizers
         self.tokens_of = {name: counted_by(tokenizer) for name, tokenizer in list(tokenizers.items())[1:]}
         self.dearest = settings.by_price()[-1]
+        self.revision += 1
 
     async def start(self) -> None:
         """Load the model and the index, in the thread that will own them."""
@@ -124,10 +142,12 @@ class Select:
         """Put newly trained weights in force: one assignment each, so a request sees the old ones or the new."""
         self.ways.prior = prior
         self.selector.utility.use(prior)
+        self.revision += 1
 
     def use_threshold(self, at: float) -> None:
         """What `selection.threshold = "auto"` means from now on, whatever settings are in force."""
         self.threshold = self.selector.auto_threshold = at
+        self.revision += 1
 
     def learn(self, exchange: Exchange, ways: Ways | None = None) -> None:
         """An exchange was scored, or its score changed. In the thread that owns the index."""
@@ -244,10 +264,8 @@ class Select:
         return self.settings.selection.recall_k if shows else 0
 
     def _ranked(self, job: Job, recalled: Recalled) -> Selected:
-        recalled = recalled._replace(nearest=fitting(recalled.nearest, job.ask))
-        recalled = recalled._replace(nearest=self.trust.sift(recalled.nearest, job.ask.subject))
-        rows = candidate_rows(recalled.nearest, request=job.ask.task, system=job.ask.system, now=job.now)
-        students = {student.name: self._for(student, job, recalled, rows) for student in job.students}
+        choices = self._choices(job, recalled)
+        students = {student.name: self._drawn(choices[student.name]) for student in job.students}
         self._note_showings(job, students)
         return Selected(
             recalled.embedding,
@@ -256,12 +274,36 @@ class Select:
             {name: s.taken for name, s in students.items()},
         )
 
+    def _choices(self, job: Job, recalled: Recalled) -> Mapping[str, Choice]:
+        """By student. Kept with what was recalled, so gone with it at the store's next change; and passed over once
+        anything was learned or set that ranking goes by. Not kept where other writers' examples were found: what they
+        may be shown depends on how often they were of late."""
+        ask, revision = job.ask, (self.revision, self.ways.revision, self.shared.revision)
+        students = tuple([(student.name, self._request_tokens(student, job)) for student in job.students])
+        cap = ask.controls.examples
+        key = (students, job.request_tokens, ask.max_output_tokens, cap, ask.system, ask.form, ask.stop)
+        kept: dict[Any, Ranking] = recalled.__dict__.setdefault("rankings", {})
+        known = kept.get(key)
+        if known is not None and known.revision == revision:
+            return known.choices
+        choices = self._worked_out(job, recalled)
+        if all(example.subject is None for example, _ in recalled.nearest):
+            if len(kept) >= RANKINGS_KEPT:
+                kept.clear()
+            kept[key] = Ranking(revision, choices)
+        return choices
+
+    def _worked_out(self, job: Job, recalled: Recalled) -> Mapping[str, Choice]:
+        recalled = recalled._replace(nearest=self.trust.sift(fitting(recalled.nearest, job.ask), job.ask.subject))
+        rows = candidate_rows(recalled.nearest, request=job.ask.task, system=job.ask.system, now=job.now)
+        return {student.name: self._for(student, job, recalled, rows) for student in job.students}
+
     def _note_showings(self, job: Job, showings: Mapping[str, Showing]) -> None:
         for showing_ in showings.values():
             self.showings.add(job.tenant, job.ask.subject, [m.example for m in showing_.shown])
 
-    def _for(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows) -> Showing:
-        """Put the request's own examples and the shared set beside nothing, and take one of the three."""
+    def _for(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows) -> Choice:
+        """Put the request's own examples and the shared set beside nothing."""
         ask = job.ask
         local = self.ways.near(job.tenant, student.name, recalled.embedding, ask.system)
         own = self._own(student, job, recalled, rows, local)
@@ -276,14 +318,19 @@ class Select:
             price = student.usd_per_million_input_tokens if cached is None else cached
             offers[Way.SHARED] = self._offer(student, job, shared, price)
             seen[Way.SHARED] = Shown([m.similarity for m in shared])
-        estimate = self.ways.estimate(local, student.name, len(ask.task), seen)
+        return Choice(self.ways.estimate(local, student.name, len(ask.task), seen), offers, own.considered)
+
+    def _drawn(self, choice: Choice) -> Showing:
+        """Take one of the ways."""
         limits = self.settings.selection
         shown, taken = showing.draw(
-            estimate, offers, self.rng, exploration=limits.exploration, leave_out=limits.leave_out_share
+            choice.estimate, choice.offers, self.rng, exploration=limits.exploration, leave_out=limits.leave_out_share
         )
-        others = shared if taken.way == Way.SHARED else ()
-        known = {m.example.id for m in own.considered}
-        return Showing(shown, own.considered + tuple(m for m in others if m.example.id not in known), taken)
+        if taken.way != Way.SHARED:
+            return Showing(shown, choice.own, taken)
+        known = {m.example.id for m in choice.own}
+        others = choice.offers[Way.SHARED].shown
+        return Showing(shown, choice.own + tuple(m for m in others if m.example.id not in known), taken)
 
     def _own(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows, local: Local) -> Selection:
         return self.selector.select(

@@ -107,11 +107,14 @@ class Query(NamedTuple):
     k: int  # nearest examples wanted
 
 
-class Recalled(NamedTuple):
-    """What was found: the query's embedding, and the nearest examples with their cosine, best first."""
-
+class _Recalled(NamedTuple):
     embedding: Vector  # (dim,), unit norm
     nearest: Sequence[tuple[Example, float]]
+
+
+class Recalled(_Recalled):
+    """What was found: the query's embedding, and the nearest examples with their cosine, best first. What is worked out
+    from it stays with it: see `select`."""
 
 
 class Weighed(NamedTuple):

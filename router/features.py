@@ -52,12 +52,14 @@ def feature_rows(signals: Signals, arms: Sequence[Arm]) -> Matrix:
         x[:, 1 : 1 + N_PROJECTED] = project(signals.embedding)
     if signals.system:
         x[:, 1 + N_PROJECTED : KIND.stop] = sketch(signals.system)
-    x[:, _SIZE] = _unit(math.log((1 + signals.tokens) / 101) / 5)  # 0 at 100 tokens
-    x[:, _SIZE + 1] = _unit(math.log1p(max(0, signals.turns - 1)) / math.log(33))  # 0 at one turn, 1 at 33
-    for row, arm in zip(x, arms, strict=True):
-        if (examples := signals.examples.get(arm.name)) is not None:
-            row[_SIZE + 2 :] = _of_examples(examples)
+    size = _unit(math.log((1 + signals.tokens) / 101) / 5)  # 0 at 100 tokens
+    turns = _unit(math.log1p(max(0, signals.turns - 1)) / math.log(33))  # 0 at one turn, 1 at 33
+    known = [signals.examples.get(arm.name) for arm in arms]
+    x[:, _SIZE:] = [(size, turns, *(_NO_EXAMPLES if one is None else _of_examples(one))) for one in known]
     return x
+
+
+_NO_EXAMPLES = (0.0,) * (len(NAMES) - _SIZE - 2)
 
 
 def _of_examples(examples: ExampleSignals) -> tuple[float, ...]:
@@ -81,11 +83,10 @@ def project(embedding: NDArray[np.floating]) -> Vector:
     """(dim,) of unit norm -> (N_PROJECTED,) of about unit variance, clipped to +-`PROJECTED_LIMIT`."""
     if embedding.ndim != 1 or not embedding.size:
         raise ValueError(f"an embedding has one axis and at least one entry, not shape {embedding.shape}")
-    projected = projection(embedding.size) @ embedding.astype(np.float64)
-    if not np.isfinite(projected).all():  # what is not finite makes every sum of signs so
+    projected = (_projection32(embedding.size) @ embedding.astype(np.float32, copy=False)).astype(np.float64)
+    if not math.isfinite(projected @ projected):  # what is not finite makes every sum of signs so
         raise ValueError("an embedding's entries must be finite")
-    clipped: Vector = projected.clip(-PROJECTED_LIMIT, PROJECTED_LIMIT)
-    return clipped
+    return np.minimum(np.maximum(projected, -PROJECTED_LIMIT), PROJECTED_LIMIT)
 
 
 def sketch(system: str) -> Vector:
@@ -132,6 +133,12 @@ def projection(dim: int) -> Matrix:
     signs = bits[:, :dim].astype(np.float64) * 2 - 1
     signs.flags.writeable = False
     return signs
+
+
+@lru_cache(maxsize=8)
+def _projection32(dim: int) -> NDArray[np.float32]:
+    """`projection`, half as long to read: an embedding has no more digits than that."""
+    return projection(dim).astype(np.float32)
 
 
 def _unit(value: float) -> float:

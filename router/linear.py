@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.choice import choice_probabilities
+from router.choice import choice_shares
 from router.policy import one_hot
 from router.regression import Regressions
 from router.types import Arm, Matrix, Vector, price_order, request_order
@@ -27,8 +27,7 @@ class Linear(Regressions):
     """
 
     def scores(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector) -> Vector:
-        means: Vector = self.beliefs(x, arms)[0] - load_bias
-        return means
+        return np.array(self.believed(x, arms)[0]) - load_bias
 
     def certified(self, x: Matrix, arms: Sequence[Arm], quality_target: float) -> NDArray[np.bool_]:
         """(n_arms,): at least `LEAST_EVIDENCE` feedbacks, and a lower 95 % bound of the posterior at or above the bar.
@@ -41,7 +40,7 @@ class Linear(Regressions):
         return proved
 
 
-def bar(means: Vector, arms: Sequence[Arm], quality_target: float) -> float:
+def bar(means: Vector | Sequence[float], arms: Sequence[Arm], quality_target: float) -> float:
     """The quality that a cheaper arm has to be expected to keep."""
     return quality_target * min(1.0, max(0.0, float(means[price_order(arms)[-1]])))
 
@@ -61,21 +60,19 @@ class LinearThompson(Linear):
 
     def probabilities(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector, quality_target: float) -> Vector:
         order = request_order(arms)
-        means, sds = self.beliefs(x, arms)
-        gain = load_bias.max() - load_bias
+        means, sds = self.believed(x, arms)
+        biases = load_bias.tolist()
+        gains = [max(biases) - bias for bias in biases]
         least = bar(means, arms, quality_target)
-        sds = self.spreads(arms) * sds
-        chosen = choice_probabilities((means + gain)[order], sds[order], least)
+        sds = [spread * sd for spread, sd in zip(self._spreads(arms), sds, strict=True)]
+        chosen = _chosen(means, sds, gains, order, least)
         for i, share in self._hopeful(arms):
             mean, sd = self.at_first(arms[i], x[i])
             if mean <= means[i]:
                 continue  # it is known to be as good by now
-            others = np.arange(len(arms)) != i
-            anew = np.where(others, means, mean) + gain, np.where(others, sds, sd)
-            chosen += share * (choice_probabilities(anew[0][order], anew[1][order], least) - chosen)
-        probabilities = np.empty(len(arms))
-        probabilities[order] = chosen
-        return probabilities
+            anew = _chosen(_with(means, i, mean), _with(sds, i, sd), gains, order, least)
+            chosen = [a + share * (b - a) for a, b in zip(chosen, anew, strict=True)]
+        return np.array(chosen)
 
     def _hopeful(self, arms: Sequence[Arm]) -> list[tuple[int, float]]:
         """Cheaper arms whose poor answers have lately turned out well, with the chance in [0, 1] that is given to their
@@ -87,8 +84,26 @@ class LinearThompson(Linear):
     def spreads(self, arms: Sequence[Arm]) -> Vector:
         """(n_arms,) in [`spread`, 1]: 1 before any feedback, `spread` once there is plenty. An arm that bad luck has
         starved stays curious, and one that is known does not waste requests on doubt."""
-        spreads: Vector = np.maximum(self.spread, np.sqrt(CURIOSITY / (CURIOSITY + self.counts(arms))))
-        return spreads
+        return np.array(self._spreads(arms))
+
+    def _spreads(self, arms: Sequence[Arm]) -> list[float]:
+        known = [self.statistics_.get(arm.name) for arm in arms]
+        return [1.0 if s is None else max(self.spread, math.sqrt(CURIOSITY / (CURIOSITY + s.count))) for s in known]
+
+
+def _chosen(
+    means: Sequence[float], sds: Sequence[float], gains: Sequence[float], order: Sequence[int], least: float
+) -> list[float]:
+    """(n_arms,), sums to 1, in the order of the arms; `order` is that of preference."""
+    shares = choice_shares(tuple([means[i] + gains[i] for i in order]), tuple([sds[i] for i in order]), least)
+    chosen = [0.0] * len(order)
+    for i, share in zip(order, shares, strict=True):
+        chosen[i] = share
+    return chosen
+
+
+def _with(values: Sequence[float], i: int, value: float) -> list[float]:
+    return [value if j == i else v for j, v in enumerate(values)]
 
 
 class LinearUcb(Linear):

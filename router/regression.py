@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -51,6 +51,7 @@ ADAPT_FIRST, ADAPT_GROWTH, ADAPT_EVERY = 40, 1.25, 1000  # feedbacks of all arms
 LEAST_SPREAD = 0.1  # of a feature, in variance: keeps columns that hardly vary from being trusted with much
 UNKNOWN = ""  # no arm has this name
 LIMIT = 1e15  # of any sum in a state that is read
+BELIEVED = 256  # requests of which the beliefs are kept, 3 KB each
 
 
 class Traffic(NamedTuple):
@@ -201,6 +202,7 @@ class Regressions:
         self._unmoved = Cusum(alarm=alarm)
         self._posteriors: dict[tuple[str, bool], Posterior] = {}
         self._roots: dict[bool, Matrix] = {}
+        self._believed: OrderedDict[tuple[Any, ...], tuple[list[float], list[float]]] = OrderedDict()
 
     def counts(self, arms: Sequence[Arm]) -> Vector:
         """(n_arms,): feedbacks of each, old ones counting less."""
@@ -209,13 +211,28 @@ class Regressions:
 
     def beliefs(self, x: Matrix, arms: Sequence[Arm]) -> tuple[Vector, Vector]:
         """Mean and standard deviation (n_arms,) of each arm's expected quality. `x` is (n_arms, n_features)."""
+        means, sds = self.believed(x, arms)
+        return np.array(means), np.array(sds)
+
+    def believed(self, x: Matrix, arms: Sequence[Arm]) -> tuple[Sequence[float], Sequence[float]]:
+        """`beliefs` as numbers. Kept by what is asked until something is learned: one decision asks twice, and the
+        request may come again."""
         if x.shape != (len(arms), len(self.names)):
             raise ValueError(f"features have shape {x.shape}, not {(len(arms), len(self.names))}")
+        key = (x.tobytes(), *[(arm.name, arm.is_teacher) for arm in arms])
+        known = self._believed.get(key)
+        if known is None:
+            known = self._worked_out(x, arms)
+            self._believed[key] = known
+            if len(self._believed) > BELIEVED:
+                self._believed.popitem(last=False)
+        return known
+
+    def _worked_out(self, x: Matrix, arms: Sequence[Arm]) -> tuple[list[float], list[float]]:
         if not math.isfinite(x.sum()):
             raise ValueError("features are not finite")
         pairs = [self._belief(arm, row) for arm, row in zip(arms, x, strict=True)]
-        means, variances = np.array(pairs).T
-        return means, np.sqrt(variances)
+        return [mean for mean, _ in pairs], [math.sqrt(variance) for _, variance in pairs]
 
     def _belief(self, arm: Arm, x: Vector) -> tuple[float, float]:
         return self._calibrated(arm.name, *self.posterior(arm.name, arm.is_teacher).predict(x))
@@ -280,6 +297,7 @@ class Regressions:
             raise ValueError(f"age must be >= 0, not {age}")
         if x.shape != (len(self.names),) or not np.isfinite(x).all():
             raise ValueError(f"features must be {len(self.names)} finite numbers, not of shape {x.shape}")
+        self._believed.clear()
         if previous is None:
             self._add(arm, x, quality)
         else:
@@ -377,6 +395,7 @@ class Regressions:
 
     def _refresh(self, arm: str) -> None:
         """Beliefs that were in use are worked out anew here, so that no request waits for it."""
+        self._believed.clear()
         for is_teacher in (False, True):
             if (arm, is_teacher) in self._posteriors:
                 self._posteriors[arm, is_teacher] = self._fresh(arm, is_teacher)
@@ -415,6 +434,7 @@ class Regressions:
         kinds, adapted = self._kinds(learned)
         self.statistics_, self.drift_, self._suspects, self.kinds_ = statistics, drift, suspects, kinds
         self.adapted_, self._posteriors, self._roots = adapted, {}, {}
+        self._believed.clear()
 
     def _kinds(self, learned: Mapping[str, Any]) -> tuple[Matrix | None, int]:
         """The prior over kinds as stored, or ValueError."""

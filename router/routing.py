@@ -1,15 +1,15 @@
 """Policy + load bias + generator -> Decision."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.features import feature_rows
 from router.floor import NOTHING_KNOWN, Standing
 from router.load import load_bias
-from router.policy import Policy, one_hot
+from router.policy import Policy
 from router.reward import load_prices, relative_cost
 from router.types import Arm, Decision, Signals, Vector, price_order
 
@@ -83,23 +83,25 @@ class Router:
         x = feature_rows(signals, arms)
         bias = self.load_bias(arms, load)
         dearest = price_order(arms)[-1]
-        chosen = self.policy.probabilities(x, arms, bias, self.quality_target)
+        chosen: list[float] = self.policy.probabilities(x, arms, bias, self.quality_target).tolist()
         left = self._held_back(chosen, self._most(names, dearest, standing), dearest)
         explored = self._explored(left, self._allowed(names, dearest, standing), dearest)
-        probabilities = (1 - self.holdout_share) * explored + self.holdout_share * one_hot(dearest, len(arms))
+        probabilities = [(1 - self.holdout_share) * share for share in explored]
+        probabilities[dearest] += self.holdout_share
         u = float(self._rng.random())
         held_out = u < self.holdout_share
         preferred = wanted = dearest
         if not held_out:
             u = (u - self.holdout_share) / (1 - self.holdout_share)  # again uniform
             preferred = _drawn(explored, u)
-            wanted = _drawn(self._explored(chosen, np.ones(len(arms), dtype=bool), dearest), u)
+            everything = left is chosen and not self.certify_first  # the floor changes nothing
+            wanted = preferred if everything else _drawn(self._explored(chosen, [True] * len(arms), dearest), u)
         served = dearest if self.shadow else preferred
         return Decision(
             arm=names[served],
-            propensity=1.0 if self.shadow else float(probabilities[served]),
+            propensity=1.0 if self.shadow else probabilities[served],
             names=names,
-            probabilities=probabilities,
+            probabilities=np.array(probabilities),
             scores=self.policy.scores(x, arms, bias),
             load_bias=bias,
             features=x[served],
@@ -111,6 +113,8 @@ class Router:
 
     def load_bias(self, arms: Sequence[Arm], load: float) -> Vector:
         """(n_arms,): what `load` takes from each arm's score, in [0, lambda0]."""
+        if 0.0 <= load <= self.theta:
+            return np.zeros(len(arms))
         costs = relative_cost(load_prices(arms))
         return load_bias(load, costs, self.theta, self.lambda0, self.gamma)
 
@@ -124,27 +128,31 @@ class Router:
     def restore(self, state: bytes) -> None:
         self.policy.restore(state)
 
-    def _allowed(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> NDArray[np.bool_]:
+    def _allowed(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> list[bool]:
         """(n_arms,): which arms may be drawn at all. Always the dearest."""
         if not self.certify_first:
-            return np.ones(len(names), dtype=bool)
-        proved = np.array([standing.get(name) is Standing.PROVED for name in names])
-        return np.asarray(proved | _at(dearest, len(names)))
+            return [True] * len(names)
+        return [i == dearest or standing.get(name) is Standing.PROVED for i, name in enumerate(names)]
 
-    def _most(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> Vector:
+    def _most(self, names: Sequence[str], dearest: int, standing: Mapping[str, Standing]) -> list[float]:
         """(n_arms,) in [0, 1]: the largest share of requests that the floor leaves to each arm. To the dearest all."""
+        if not standing:
+            return [1.0] * len(names)
         shares = {Standing.HELD: self.probe_share, Standing.RETURNING: max(RETURNING_SHARE, self.probe_share)}
-        most = np.array([shares.get(standing.get(name, Standing.OPEN), 1.0) for name in names])
+        most = [shares.get(standing.get(name, Standing.OPEN), 1.0) for name in names]
         most[dearest] = 1.0
         return most
 
-    def _held_back(self, chosen: Vector, most: Vector, dearest: int) -> Vector:
-        """What is left to each arm where some are held back: the dearest takes over what they lose."""
-        left: Vector = np.minimum(chosen, most)
-        left[dearest] += (chosen - left).sum()
+    def _held_back(self, chosen: list[float], most: Sequence[float], dearest: int) -> list[float]:
+        """What is left to each arm where some are held back: the dearest takes over what they lose. The very same list
+        where none is."""
+        if all(map(operator.le, chosen, most)):
+            return chosen
+        left = list(map(min, chosen, most))
+        left[dearest] += math.fsum(chosen) - math.fsum(left)
         return left
 
-    def _meant(self, left: Vector, probabilities: Vector, served: int, dearest: int) -> float:
+    def _meant(self, left: Sequence[float], probabilities: Sequence[float], served: int, dearest: int) -> float:
         """In [0, 1]: the share that what the policy gives the arm has in the probability of its draw. 1 for the
         dearest, to which everything else falls, and so in shadow mode."""
         if served == dearest:
@@ -152,22 +160,21 @@ class Router:
         own = (1 - self.holdout_share) * (1 - self.exploration) * left[served]
         return float(min(1.0, own / probabilities[served]))
 
-    def _explored(self, chosen: Vector, allowed: NDArray[np.bool_], dearest: int) -> Vector:
+    def _explored(self, chosen: Sequence[float], allowed: Sequence[bool], dearest: int) -> list[float]:
         """The policy's share of what may not be drawn goes to the dearest; exploration stays among what may."""
-        kept = np.where(allowed, chosen, 0.0) + chosen[~allowed].sum() * one_hot(dearest, len(chosen))
-        explored: Vector = (1 - self.exploration) * kept + self.exploration * allowed / allowed.sum()
-        return explored
+        each = self.exploration / sum(allowed)
+        kept, lost = [0.0] * len(chosen), 0.0
+        for i, share in enumerate(chosen):
+            if allowed[i]:
+                kept[i] = (1 - self.exploration) * share + each
+            else:
+                lost += share
+        kept[dearest] += (1 - self.exploration) * lost
+        return kept
 
 
-def _at(position: int, n_arms: int) -> NDArray[np.bool_]:
-    """(n_arms,): True there alone."""
-    there: NDArray[np.bool_] = np.arange(n_arms) == position
-    return there
-
-
-def _drawn(probabilities: Vector, u: float) -> int:
+def _drawn(shares: Sequence[float], u: float) -> int:
     """The position at `u` in [0, 1), never one of probability 0: u is below the total, and ties go to the right."""
-    shares = probabilities.tolist()
     at, passed, last = u * math.fsum(shares), 0.0, 0
     for position, share in enumerate(shares):
         if share > 0.0:

@@ -83,9 +83,15 @@ class Decision:
 def price_order(arms: Sequence[Arm]) -> list[int]:
     """Positions of the arms from cheapest to dearest by list price. At one price students come before teachers, then as
     listed, so that the last one is "the dearest" wherever the word is used."""
+    if len(arms) == 2:  # as nearly always: what sorting takes apart is two comparisons
+        first, second = arms
+        swapped = (second.listed, second.is_teacher) < (first.listed, first.is_teacher)
+        return [1, 0] if swapped else [0, 1]
     return sorted(range(len(arms)), key=lambda i: (arms[i].listed, arms[i].is_teacher))
 
 
 def request_order(arms: Sequence[Arm]) -> list[int]:
     """Positions of the arms from cheapest to dearest for the request at hand; ties by `price_order`."""
+    if len(arms) == 2 and arms[0].price != arms[1].price:
+        return [0, 1] if arms[0].price < arms[1].price else [1, 0]
     return sorted(price_order(arms), key=lambda i: arms[i].price)

@@ -28,7 +28,17 @@ def fitting(recalled: Sequence[tuple[Example, float]], ask: Ask) -> list[tuple[E
     """
     prompts = {_instructions(e.system) for e, _ in recalled if 0 < len(e.system) <= INSTRUCTIONS}
     varied = len(prompts) >= VARIED and 2 * len(prompts) > len(recalled)
-    return [(e, similarity) for e, similarity in recalled if fits(e, ask, varied)]
+    if ask.form is not None or ask.stop:
+        return [(e, similarity) for e, similarity in recalled if fits(e, ask, varied)]
+    known: dict[str, tuple[bool, bool]] = {}  # by system prompt: told otherwise, and the same; nearly all have one
+    kept = []
+    for e, similarity in recalled:
+        if (about := known.get(e.system)) is None:
+            told = _told_otherwise(e.system, ask.system, varied)
+            about = known[e.system] = told, same_system(e.system, ask.system)
+        if not about[0] and (about[1] or not _is_json(e)):
+            kept.append((e, similarity))
+    return kept
 
 
 def fits(example: Example, ask: Ask, varied: bool = False) -> bool:
@@ -42,7 +52,7 @@ def fits(example: Example, ask: Ask, varied: bool = False) -> bool:
     if any(stop in example.answer for stop in ask.stop) or _told_otherwise(example.system, ask.system, varied):
         return False
     if ask.form is None:
-        return not _looks_like_json(example.answer) or same_system(example.system, ask.system)
+        return not _is_json(example) or same_system(example.system, ask.system)
     same = same_system(example.system, ask.system)
     keys = _keys(example.answer)
     if not same or keys is None:
@@ -63,6 +73,15 @@ def _told_otherwise(then: str, now: str, varied: bool) -> bool:
 @lru_cache(maxsize=1024)
 def _instructions(system: str) -> str:
     return " ".join(_DATES.sub("0", system.casefold()).split())
+
+
+def _is_json(example: Example) -> bool:
+    """Whether its answer is JSON. Kept with it, and gone with it."""
+    kept = example.__dict__
+    known: bool | None = kept.get("json")
+    if known is None:
+        known = kept["json"] = _looks_like_json(example.answer)
+    return known
 
 
 def _looks_like_json(text: str) -> bool:

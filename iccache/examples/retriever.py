@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -270,5 +271,9 @@ class _Search:
     def take(self, examples: Iterable[Example]) -> None:
         """Keep the best that belong here, with their cosine as the store's embedding has it, not the index's."""
         own = [e for e in examples if e.tenant == self.query.tenant and e.request_id != self.not_from]
-        cosines = (np.stack([e.embedding for e in own]) @ self.vector).clip(-1.0, 1.0).tolist() if own else []
-        self.found = sorted(zip(own, cosines, strict=True), key=lambda pair: -pair[1])[: self.query.k]
+        if not own:
+            self.found = []
+            return
+        rows = np.concatenate([e.embedding for e in own]).reshape(len(own), -1)
+        cosines = np.minimum(np.maximum(rows @ self.vector, -1.0), 1.0).tolist()
+        self.found = sorted(zip(own, cosines, strict=True), key=itemgetter(1), reverse=True)[: self.query.k]

@@ -69,11 +69,17 @@ class Selector:
         """
         if not recalled.nearest:
             return []
-        foreign = rows[:, FEATURES.index("same_system")] < 0.5 if system.strip() else np.ones(len(rows), bool)
-        far = foreign & (rows[:, FEATURES.index("similarity")] <= self.unrelated)
-        utilities = (self.utility.predict(rows, student) + local - UNRELATED_LOSS * far).tolist()
-        matches = [(Match(e, s, u), i) for i, ((e, s), u) in enumerate(zip(recalled.nearest, utilities, strict=True))]
-        return sorted(matches, key=lambda m: (-m[0].utility, -m[0].similarity, -m[0].example.at, m[0].example.id))
+        predicted = self.utility.predict(rows, student)
+        if local:
+            predicted = predicted + local
+        nearest = recalled.nearest
+        if min([similarity for _, similarity in nearest]) <= self.unrelated:
+            foreign = rows[:, FEATURES.index("same_system")] < 0.5 if system.strip() else np.ones(len(rows), bool)
+            predicted = predicted - UNRELATED_LOSS * (foreign & (rows[:, 0] <= self.unrelated))
+        places = sorted(
+            [(-u, -s, -e.at, e.id, i) for i, ((e, s), u) in enumerate(zip(nearest, predicted.tolist(), strict=True))]
+        )
+        return [(Match(*nearest[i], -u), i) for u, _, _, _, i in places]
 
     def select(
         self,
@@ -135,7 +141,7 @@ class Selector:
             tuple(match for match, _ in considered),
             tuple(reversed(shown)),
             sum(tokens_of(m.example) for m in shown),
-            Shown(*rows[places][:, COMPARED].T.tolist()) if places else Shown(()),
+            Shown(*[[rows.item(place, column) for place in places] for column in COMPARED]) if places else Shown(()),
         )
 
 
@@ -162,10 +168,11 @@ def example_tokens(example: Example) -> int:
 
 def same(a: Example, b: Example) -> bool:
     """Whether showing both says nothing that one does not: the same request, or nearly so with the same answer."""
-    if a.request.strip() == b.request.strip():
+    one, other = traits(a), traits(b)
+    if one.asked == other.asked:
         return True
-    if a.answer.strip() != b.answer.strip():
+    if one.answered != other.answered:
         return False
-    if overlap(traits(a).words, traits(b).words) > SAME_WORDS:
+    if overlap(one.words, other.words) > SAME_WORDS:
         return True
     return float(a.embedding @ b.embedding) > SAME_COSINE

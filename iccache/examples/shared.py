@@ -157,6 +157,7 @@ class SharedSets:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], tuple[Example, ...]] = {}
+        self.revision = 0  # grows whenever one of them may have changed
         self._centred: dict[str, list[tuple[Vector, SetOf]]] = {}  # by tenant, with their centres: what is asked tells
 
     def load(self, sets: Iterable[SetOf], store: ExampleReader) -> None:
@@ -166,6 +167,7 @@ class SharedSets:
             self._sets[one.tenant, one.system] = _usable(store.examples(one.ids), one.tenant)
             if one.centre:
                 self._centred.setdefault(one.tenant, []).append((np.array(one.centre, np.float32), one))
+        self.revision += 1
 
     def apply(self, changes: Iterable[Change], store: ExampleReader) -> None:
         """Follow the store: an example that was changed is shown as it is now, one that was deleted no more."""
@@ -173,6 +175,7 @@ class SharedSets:
         for name, examples in self._sets.items():
             if any(e.id in changed for e in examples):
                 self._sets[name] = _usable(store.examples([e.id for e in examples]), name[0])
+        self.revision += 1
 
     def of(self, tenant: str, application: int, embedding: Vector) -> tuple[Example, ...]:
         """The set of the kind that a request (dim,) under a system prompt is of, in the order to be shown; empty where

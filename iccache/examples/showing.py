@@ -47,9 +47,9 @@ def probabilities(estimate: Estimate, offers: Mapping[Way, Offer], exploration: 
     open_ways = np.array([way in offers for way in WAYS])
     best = np.zeros(len(WAYS))
     if estimate.answers < ENOUGH:
-        best[WAYS.index(Way.OWN if Way.OWN in offers else Way.NONE)] = 1.0
+        best[_at_first(offers)] = 1.0
         return best
-    value = estimate.quality - np.array([offers[way].price if way in offers else 0.0 for way in WAYS])
+    value = np.asarray(estimate.quality) - np.array([offers[way].price if way in offers else 0.0 for way in WAYS])
     best[int(np.argmax(np.where(open_ways, value, -np.inf)))] = 1.0
     if open_ways.sum() < 2 or not exploration:
         return best
@@ -72,14 +72,31 @@ def draw(
 
     Where several of the request's own examples would be shown, one of them is left out of `leave_out` of the answers.
     """
+    if estimate.answers < ENOUGH:
+        return _taken(estimate, offers, _at_first(offers), 1.0)
     p = probabilities(estimate, offers, exploration)
     place = int(rng.choice(len(WAYS), p=p)) if p.max() < 1.0 else int(np.argmax(p))
     way = WAYS[place]
-    shown, left_out = offers[way].shown, None
-    if way is Way.OWN and len(shown) > 1 and estimate.answers >= ENOUGH and rng.random() < leave_out:
+    shown, taken = _taken(estimate, offers, place, float(p[place]))
+    if way is Way.OWN and len(shown) > 1 and rng.random() < leave_out:
         gone = int(rng.integers(len(shown)))
-        left_out = shown[gone].example.id
+        taken = taken._replace(left_out=shown[gone].example.id)
         shown = shown[:gone] + shown[gone + 1 :]
-    gain = float(estimate.quality[place] - estimate.quality[0])
-    seen = tuple(round(float(value), 4) for value in estimate.features[place])
-    return shown, Taken(way.value, float(estimate.prior[place]), float(p[place]), left_out, gain, seen)
+    return shown, taken
+
+
+def _at_first(offers: Mapping[Way, Offer]) -> int:
+    """The place of the way that is taken before anything was scored."""
+    return _OWN if Way.OWN in offers else _NONE
+
+
+_OWN, _NONE = WAYS.index(Way.OWN), WAYS.index(Way.NONE)
+
+
+def _taken(
+    estimate: Estimate, offers: Mapping[Way, Offer], place: int, probability: float
+) -> tuple[tuple[Match, ...], Taken]:
+    way = WAYS[place]
+    gain = float(estimate.quality[place] - estimate.quality[_NONE])
+    seen = tuple([round(float(value), 4) for value in estimate.features[place]])
+    return offers[way].shown, Taken(way.value, float(estimate.prior[place]), probability, None, gain, seen)

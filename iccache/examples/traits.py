@@ -22,6 +22,8 @@ class Traits(NamedTuple):
     application: int  # its system prompt, as `application` names it
     request_length: float  # log(1 + characters)
     answer_length: float  # log(1 + characters)
+    asked: str  # its request without the space around it: the very same text where there is none
+    answered: str  # its answer, likewise
 
 
 def traits(example: Example) -> Traits:
@@ -35,6 +37,8 @@ def traits(example: Example) -> Traits:
             application(example.system),
             math.log1p(len(example.request)),
             math.log1p(len(example.answer)),
+            example.request.strip(),
+            example.answer.strip(),
         )
     return known
 

@@ -53,7 +53,7 @@ def consistent(nearest: Nearest, near_from: float) -> list[tuple[Example, float]
     compared = [example for example, _ in nearest[:COMPARED]]
     if len(compared) <= VOICES or near_from >= 1.0:
         return list(nearest)
-    matrix = np.stack([example.embedding for example in compared])
+    matrix = np.concatenate([example.embedding for example in compared]).reshape(len(compared), -1)
     near = (matrix @ matrix.T >= near_from).tolist()
     outvoted = {
         e.id
@@ -150,6 +150,9 @@ class Trust:
     def sift(self, nearest: Nearest, asker: str | None) -> list[tuple[Example, float]]:
         """What of the recalled may be shown to `asker`."""
         share = self.limits.writer_share_over_time
+        foreign = any(e.subject is not None and e.subject != asker for e, _ in nearest)
+        if not foreign:  # nobody else wrote any of it: only answers that contradict the others are left out
+            return consistent(nearest, self.limits.consensus_similarity)
         kept = [(e, s) for e, s in nearest if share >= 1.0 or not self.showings.excessive(e, asker, share)]
         kept = consistent(kept, self.limits.consensus_similarity)
         return corroborated(kept, asker, self.limits.consensus_share)

@@ -46,12 +46,8 @@ def candidate_rows(
     rows = [
         (
             similarity,
-            float(each.application == under),
-            stats.credit,
-            stats.credited_quality,
-            0.5 if stats.own_quality is None else stats.own_quality,
-            float(stats.own_quality is not None),
-            math.log1p(stats.uses),
+            1.0 if each.application == under else 0.0,
+            *_record(example),
             math.log1p(max(now - example.at, 0.0) / 86_400),
             each.request_length,
             each.answer_length,
@@ -59,9 +55,24 @@ def candidate_rows(
             share,
         )
         for (example, similarity), each, share in zip(nearest, known, vote, strict=True)
-        for stats in (example.stats,)
     ]
-    return np.array(rows).reshape(len(nearest), len(NAMES))
+    return np.array(rows, dtype=np.float64).reshape(len(nearest), len(NAMES))
+
+
+def _record(example: Example) -> tuple[float, ...]:
+    """The columns from `credit` to `uses`. Kept with the example, which is replaced where it changes."""
+    kept = example.__dict__
+    known: tuple[float, ...] | None = kept.get("record")
+    if known is None:
+        stats = example.stats
+        known = kept["record"] = (
+            stats.credit,
+            stats.credited_quality,
+            0.5 if stats.own_quality is None else stats.own_quality,
+            float(stats.own_quality is not None),
+            math.log1p(stats.uses),
+        )
+    return known
 
 
 def votes(similarities: Sequence[float], answers: Sequence[Hashable]) -> list[float]:
@@ -159,15 +170,18 @@ class RecordUtility:
         return min(max(mean, 0.0), 1.0)
 
     def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
-        nearness = self.nearness(X, student)
+        total = self.nearness(X, student)
         m0 = self.mean_
-        record = (_of(X, "credited_quality") + self.kappa * m0) / (_of(X, "credit") + self.kappa) - m0
-        own = self.own_gain * (_of(X, "own_quality") - USUAL_QUALITY) * _of(X, "own_quality_known")
-        total: NDArray[np.float64] = nearness + record + own
+        credit = _of(X, "credit")
+        if credit.any():
+            total += (_of(X, "credited_quality") + self.kappa * m0) / (credit + self.kappa) - m0
+        known = _of(X, "own_quality_known")
+        if known.any():
+            total += self.own_gain * (_of(X, "own_quality") - USUAL_QUALITY) * known
         return total
 
     def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
-        """(n,): what is expected of each candidate when nothing is known of its record."""
+        """(n,), to be kept by whoever asks: what is expected of each candidate when nothing is known of its record."""
         nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
         scaled: NDArray[np.float64] = nearness * np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
         return scaled
@@ -209,20 +223,33 @@ class LearnedUtility(RecordUtility):
 
     def __init__(self, prior: Prior | None = None, **shape: float) -> None:
         super().__init__(**shape)
-        self.prior = prior or Prior()
+        self.use(prior or Prior())
 
     def use(self, prior: Prior) -> None:
+        """With what one example adds, by student: a constant, and per unit of each column (len(NAMES),)."""
         self.prior = prior
+        alone = {student: weights @ ALONE.T for student, weights in prior.weights.items()}
+        self._alone = {student: (float(each[0]), _spread(np.maximum(each[1:], 0.0))) for student, each in alone.items()}
 
     def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
-        weights = self.prior.weights.get(student or "", self.prior.weights[""])
-        alone = weights @ ALONE.T  # what one example adds: constant, then per unit of similarity, overlap, vote
-        gain = alone[0] + X[:, COMPARED] @ np.maximum(alone[1:], 0.0)
-        nearness: NDArray[np.float64] = np.where(_of(X, "same_system") > 0.5, gain, gain - OTHER_SYSTEM_LOSS)
-        return nearness
+        known = self._alone.get(student or "")
+        if known is None:
+            known = self._alone[""]
+        constant, per_unit = known
+        gain: NDArray[np.float64] = X @ per_unit
+        gain += constant
+        gain -= OTHER_SYSTEM_LOSS * (_of(X, "same_system") <= 0.5)
+        return gain
 
 
 COMPARED = [_COLUMN["similarity"], _COLUMN["overlap"], _COLUMN["vote"]]
+
+
+def _spread(per_compared: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(len(COMPARED),) -> (len(NAMES),): 0 everywhere else."""
+    per_column = np.zeros(len(NAMES))
+    per_column[COMPARED] = per_compared
+    return per_column
 
 
 def _of(X: Rows, name: str) -> NDArray[Any]:

@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from operator import mul
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -121,11 +122,17 @@ class Prior:
             w.shape != (len(NAMES),) or not np.isfinite(w).all() for w in self.weights.values()
         ):
             raise ValueError(f"weights of {len(NAMES)} finite numbers by student, those of unknown ones under ''")
+        self._lists: dict[str, list[float]] = {student: w.tolist() for student, w in self.weights.items()}
 
     def predict(self, X: Floats, student: str) -> Floats:
         """(n,): expected quality. X (n, len(NAMES))."""
         quality: Floats = np.clip(X @ self.weights.get(student, self.weights[""]), 0.0, 1.0)
         return quality
+
+    def of_row(self, row: Sequence[float], student: str) -> float:
+        """`predict` for one row, in [0, 1]."""
+        weights = self._lists.get(student) or self._lists[""]
+        return min(1.0, max(0.0, float(sum(map(mul, row, weights)))))
 
     def state(self) -> bytes:
         return json.dumps({"names": NAMES, "weights": {s: w.tolist() for s, w in self.weights.items()}}).encode()
@@ -231,13 +238,13 @@ class Local(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What is expected of each way. Arrays (len(WAYS),), in the order of `WAYS`."""
+    """What is expected of each way, in the order of `WAYS`."""
 
-    quality: Floats  # in [0, 1]
-    sd: Floats  # of what sets the way apart from the others
-    prior: Floats  # what the prior alone expects
+    quality: Sequence[float]  # in [0, 1]
+    sd: Floats  # (len(WAYS),), of what sets the way apart from the others
+    prior: Sequence[float]  # what the prior alone expects
     answers: float  # as in Local
-    features: Floats = np.zeros((len(WAYS), len(NAMES)))  # (len(WAYS), len(NAMES)), what the prior saw
+    features: Sequence[Sequence[float]] = ((0.0,) * len(NAMES),) * len(WAYS)  # what the prior saw
 
 
 class Ways:
@@ -249,6 +256,7 @@ class Ways:
     def __init__(self, prior: Prior | None = None) -> None:
         self.prior = prior or Prior()
         self.evidence: dict[str, Evidence] = {}  # by tenant
+        self.revision = 0  # grows with all that is learned or forgotten
         self._students: dict[str, int] = {}
 
     def near(self, tenant: str, student: str, vector: Vector, system: str) -> Local:
@@ -265,9 +273,11 @@ class Ways:
     def estimate(self, local: Local, student: str, request_chars: int, shown: Mapping[Way, Shown]) -> Estimate:
         """What to expect of each way for one request. A way that is not in `shown` shows nothing."""
         length = math.log1p(request_chars) / 8
-        X = np.array([_row(length, way, shown.get(way, NOTHING_SHOWN)) for way in WAYS])
-        expected = self.prior.predict(X, student)
-        return Estimate(np.clip(expected + local.shift, 0.0, 1.0), local.sd, expected, local.answers, X)
+        rows = [_row(length, way, shown.get(way, NOTHING_SHOWN)) for way in WAYS]
+        expected = [self.prior.of_row(row, student) for row in rows]
+        shift = _NO_SHIFT if local is NOTHING_KNOWN else local.shift.tolist()
+        quality = [min(1.0, max(0.0, e + s)) for e, s in zip(expected, shift, strict=True)]
+        return Estimate(quality, local.sd, expected, local.answers, rows)
 
     def learn(
         self,
@@ -285,10 +295,17 @@ class Ways:
         if evidence is None or evidence.vectors.shape[1] != len(vector):
             evidence = self.evidence[tenant] = Evidence(len(vector))
         evidence.put(request_id, vector, application(system), self._number(student), way, quality - expected)
+        self.revision += 1
+
+    def forget(self) -> None:
+        """All evidence."""
+        self.evidence = {}
+        self.revision += 1
 
     def take_over(self, other: Ways) -> None:
         """Have the evidence of `other` in the place of one's own."""
         self.evidence, self._students = other.evidence, other._students
+        self.revision += 1
 
     def _number(self, student: str) -> int:
         return self._students.setdefault(student, len(self._students))
@@ -315,6 +332,7 @@ def _apart(covariance: Floats) -> Floats:
     return np.sqrt(np.maximum(variance, 0.0))
 
 
+_NO_SHIFT = (0.0,) * len(WAYS)
 NOTHING_KNOWN = Local(np.zeros(len(WAYS)), _apart(posterior(np.zeros(len(WAYS)), np.zeros(len(WAYS)))[1]), 0.0)
 
 

@@ -161,7 +161,7 @@ class Follower:
         async with self.following:
             oldest = await self.access.read(lambda store: store.oldest_change())
             self._restore(self.unlearned)
-            self.access.select.ways.evidence = {}
+            self.access.select.ways.forget()
             self.cursor, self.clean_as_of, self.relearned = oldest - 1, count, now
         await self.catch_up()
         await self.snapshot()
@@ -233,6 +233,7 @@ class Follower:
             self._go_on_from(learned)
         except ValueError as exc:
             log.warning("the restored statistics cannot be used, going on with those there are: %s", exc)
+        self.access.select.changed()
         self.learned_since_snapshot = 0
 
     def _learn(self, outcome: Outcome) -> None:
