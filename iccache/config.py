@@ -611,7 +611,25 @@ def _readable(message: str, data: dict[str, Any]) -> str:
         elif isinstance(value, dict):
             value = value.get(step)
     shown = f" (here: {value!r})" if place and not isinstance(value, dict | list) else ""
+    if what.startswith("Invalid enum value"):
+        what = "is none of " + ", ".join(_choices(place))
     return f"{place}: {what[:1].lower()}{what[1:]}{shown}" if place else what
+
+
+def _choices(place: str) -> list[str]:
+    """The words that the setting at `place` ("routing.policy", "backends[0].dialects[1]") may have."""
+    section, setting, *_ = (step for step in re.findall(r"[^.\[\]]+", place) if not step.isdecimal())
+    fields = {f.name: f.type for f in msgspec.structs.fields(Config)}
+    struct = REPEATED[section] if section in REPEATED else _section_type(fields[section])
+    return _literals({f.name: f.type for f in msgspec.structs.fields(struct)}[setting])
+
+
+def _literals(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    if hint in (int, float):
+        return ["a number"]
+    return [word for part in get_args(hint) for word in _literals(part)]
 
 
 def _mistakes(config: Config) -> Iterator[str]:

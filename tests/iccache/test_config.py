@@ -76,6 +76,11 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         ({"store": {"url": "mysql://x"}}, "store.url"),
         ({"server": {"host": "0.0.0.0"}}, "server.host: 0.0.0.0 is reachable from other machines"),
         ({"server": 3}, "server: expected `object`"),
+        (
+            {"routing": {"policy": "bandit"}},
+            "routing.policy: is none of linear-thompson, linear-ucb, neural-thompson, ",
+        ),
+        ({"selection": {"threshold": "Auto"}}, "selection.threshold: is none of a number, auto (here: 'Auto')"),
     ],
 )
 def test_a_mistake_is_named(data: dict[str, Any], said: str) -> None:
