@@ -105,7 +105,7 @@ async def _forwarded(
     if request.method != hdrs.METH_HEAD and _is_metered(reply):
         body = b"".join([chunk async for chunk in reply.chunks])
         usage = usage_of(body)
-        proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, usage)
+        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
         headers["x-iccache-cost-usd"] = as_usd(cost(reply.backend, usage))
         return web.Response(status=reply.status, headers=headers, body=body)
     response = web.StreamResponse(status=reply.status, headers=headers)
@@ -126,7 +126,7 @@ async def _forwarded(
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
     finally:
-        proxy.learner.count_passed(tenant, reply.backend, decision, reason, reply.status, meter.usage())
+        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, meter.usage())
     await response.write_eof()
     return response
 

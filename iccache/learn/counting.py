@@ -27,15 +27,16 @@ class Counting:
         self.spending = spending
         self._quality: dict[str, float] = {}
 
-    def exchange(self, exchange: Exchange) -> None:
+    def exchange(self, exchange: Exchange, bypassed: Reason | None = None) -> None:
+        """`bypassed`: why it went past the cache, whoever then answered; None where it did not."""
         m, backend = self.metrics, exchange.backend
         m.requests.labels(backend, exchange.decision.value, str(exchange.status)).inc()
         m.request_seconds.labels(backend).observe(exchange.latency_s)
         if exchange.first_byte_s is not None:
             m.first_byte_seconds.labels(backend).observe(exchange.first_byte_s)
         m.overhead_seconds.observe(exchange.overhead_s)
-        if exchange.decision is DecisionKind.BYPASS and exchange.reason is not None:
-            m.bypass.labels(exchange.reason.value).inc()
+        if bypassed is not None:
+            m.bypass.labels(bypassed.value).inc()
         if backend in self.in_force.directory.students:
             m.examples_shown.observe(len(exchange.shown))
         self._spend(exchange.tenant, backend, exchange.usage, exchange.cost_usd)
@@ -46,13 +47,10 @@ class Counting:
         for name, bias in zip(decision.names, decision.load_bias, strict=True):
             self.metrics.load_bias.labels(name).set(float(bias))
 
-    def passed(
-        self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage
-    ) -> None:
+    def passed(self, tenant: str, backend: config.Backend, decision: DecisionKind, status: int, usage: Usage) -> None:
         """A request that was passed through without being read. It is not recorded, but it counts and it costs."""
         self.metrics.requests.labels(backend.name, decision.value, str(status)).inc()
-        if decision is DecisionKind.BYPASS:
-            self.metrics.bypass.labels(reason.value).inc()
+        self.metrics.bypass.labels(Reason.ENDPOINT.value).inc()
         self._spend(tenant, backend.name, usage, cost(backend, usage))
 
     def quality(self, backend: str, quality: float) -> None:

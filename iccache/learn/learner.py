@@ -47,7 +47,7 @@ from iccache.learn.witness import Witness
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan
 from iccache.select import Select
-from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Reason, Usage, Verdict
+from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Usage, Verdict
 from router.floor import Floor, Standing
 from router.routing import Router
 
@@ -160,7 +160,7 @@ class Learner:
         Without an `answer` (it came from the record) nothing becomes an example. `kept` is what an identical request
         may be answered with, under the digest of the request.
         """
-        self.counting.exchange(exchange)
+        self.counting.exchange(exchange, plan.reason if plan is not None and plan.kind is DecisionKind.BYPASS else None)
         if plan is not None and plan.decision is not None:
             self.counting.decision(plan.decision)
         self.sessions.remember(exchange)
@@ -170,10 +170,10 @@ class Learner:
                 self.witness.look(exchange, ask, answer)
 
     def count_passed(
-        self, tenant: str, backend: config.Backend, decision: DecisionKind, reason: Reason, status: int, usage: Usage
+        self, tenant: str, backend: config.Backend, decision: DecisionKind, status: int, usage: Usage
     ) -> None:
         """A request that was passed through without being read. It is not recorded, but it counts and it costs."""
-        self.counting.passed(tenant, backend, decision, reason, status, usage)
+        self.counting.passed(tenant, backend, decision, status, usage)
 
     async def feedback(self, tenant: str, verdict: Verdict) -> None:
         """Durable when it returns. Raises RequestError 404 for an exchange that is unknown, unrecorded or another's."""

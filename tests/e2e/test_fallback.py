@@ -95,6 +95,16 @@ async def test_a_fault_before_the_first_byte(w: World, fault: str, stream: bool)
         assert told(bypassed) == (200, "small", "fallback", reason)
 
 
+async def test_a_bypass_that_falls_back_counts_as_a_bypass_too(w: World) -> None:
+    w.large.script = Script(status=503)
+    assert (await w.ask("hello", n=2)).header("decision") == "fallback"
+    assert (await w.post("/v1/completions", {"prompt": "x"})).header("decision") == "fallback"
+    counted = (await w.get("/metrics")).body.decode()
+    for reason in ("n", "endpoint"):
+        assert f'iccache_bypass_total{{reason="{reason}"}} 1.0' in counted
+    assert 'iccache_bypass_total{reason="status"}' not in counted
+
+
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422])
 async def test_any_other_4xx_passes_unchanged(w: World, status: int) -> None:
     body = b'{"error": {"message":"caf\\u00e9",  "odd": 1}}\n'
