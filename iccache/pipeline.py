@@ -179,9 +179,7 @@ class Pipeline:
         if plan.settled:
             return plan
         try:
-            async with asyncio.timeout(self.settings.routing.decision_timeout_ms / 1000):
-                plan = await self.choose_examples(call, ask, plan)
-            return self.route(call, ask, plan)
+            return self.route(call, ask, await self.choose_examples(call, ask, plan))
         except TimeoutError:
             return plan.plain(Reason.TIMEOUT, self.past_the_cache(plan))
         except Exception:
@@ -190,14 +188,15 @@ class Pipeline:
 
     async def choose_examples(self, call: Call, ask: Ask, plan: Plan) -> Plan:
         """Embed, recall, rank: the examples for each student that may answer."""
-        selected = await self.select(Job(call.tenant, ask, plan.students, plan.request_tokens, call.at))
-        return replace(
-            plan,
-            embedding=selected.embedding,
-            shown=selected.shown,
-            considered=selected.considered,
-            taken=selected.taken,
-        )
+        job = Job(call.tenant, ask, plan.students, plan.request_tokens, call.at)
+        selected = self.select.at_once(job)
+        if selected is None:
+            async with asyncio.timeout(self.settings.routing.decision_timeout_ms / 1000):
+                selected = await self.select(job)
+        plan = plan.again()
+        plan.embedding, plan.shown = selected.embedding, selected.shown
+        plan.considered, plan.taken = selected.considered, selected.taken
+        return plan
 
     def route(self, call: Call, ask: Ask, plan: Plan) -> Plan:
         """Draw one of the candidates, where there is a choice."""
@@ -211,7 +210,9 @@ class Pipeline:
         self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
         speaking = [b for b in self.directory.by_price if b.name in plan.order]
         order = self.directory.with_fallbacks(self.directory.names[decision.arm], speaking)
-        return replace(plan, order=order, decision=decision)
+        plan = plan.again()
+        plan.order, plan.decision = order, decision
+        return plan
 
     def compose(self, call: Call, ask: Ask, plan: Plan) -> Post:
         """What goes upstream: the client's body, with the chosen examples where a student is asked."""

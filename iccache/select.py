@@ -62,6 +62,7 @@ class Choice(NamedTuple):
     estimate: Estimate
     offers: Mapping[Way, Offer]
     own: tuple[Match, ...]  # the request's own examples that were considered, best first
+    sure: Showing | None = None  # what comes of it, where nothing is left to chance
 
 
 class Ranking(NamedTuple):
@@ -182,12 +183,21 @@ class Select:
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()
         self.asked += 1
-        known = self.recalls.get(job.tenant, job.ask.task, self._wanted(job)) or await self._recalled_here(job, started)
-        if known is None:
-            return await self.thread(job)
-        found = self.clock()
-        selected = self._ranked(job, known)
-        self.metrics.stage_seconds.labels("rank").observe(self.clock() - found)
+        recalled = await self._recalled_here(job, started)
+        return await self.thread(job) if recalled is None else self._ranked_here(job, recalled)
+
+    def at_once(self, job: Job) -> Selected | None:
+        """What calling this gives, where that is known without looking for it; else None."""
+        recalled = self.recalls.get(job.tenant, job.ask.task, self._wanted(job))
+        if recalled is None:
+            return None
+        self.asked += 1
+        return self._ranked_here(job, recalled)
+
+    def _ranked_here(self, job: Job, recalled: Recalled) -> Selected:
+        started = self.clock()
+        selected = self._ranked(job, recalled)
+        self.metrics.stage_seconds.labels("rank").observe(self.clock() - started)
         return selected
 
     async def _recalled_here(self, job: Job, started: float) -> Recalled | None:
@@ -318,10 +328,13 @@ class Select:
             price = student.usd_per_million_input_tokens if cached is None else cached
             offers[Way.SHARED] = self._offer(student, job, shared, price)
             seen[Way.SHARED] = Shown([m.similarity for m in shared])
-        return Choice(self.ways.estimate(local, student.name, len(ask.task), seen), offers, own.considered)
+        choice = Choice(self.ways.estimate(local, student.name, len(ask.task), seen), offers, own.considered)
+        return choice._replace(sure=self._drawn(choice)) if local.answers < showing.ENOUGH else choice
 
     def _drawn(self, choice: Choice) -> Showing:
         """Take one of the ways."""
+        if choice.sure is not None:
+            return choice.sure
         limits = self.settings.selection
         shown, taken = showing.draw(
             choice.estimate, choice.offers, self.rng, exploration=limits.exploration, leave_out=limits.leave_out_share

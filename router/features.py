@@ -46,12 +46,12 @@ def feature_rows(signals: Signals, arms: Sequence[Arm]) -> Matrix:
     """(n_arms, n_features): `features` of every arm. What they have in common is computed once."""
     if not (signals.tokens >= 0 and signals.turns >= 0):
         raise ValueError(f"tokens and turns must be >= 0, not {signals.tokens}, {signals.turns}")
-    x = np.zeros((len(arms), len(NAMES)))
-    x[:, 0] = 1.0
-    if signals.embedding is not None:
-        x[:, 1 : 1 + N_PROJECTED] = project(signals.embedding)
-    if signals.system:
-        x[:, 1 + N_PROJECTED : KIND.stop] = sketch(signals.system)
+    x = np.empty((len(arms), len(NAMES)))
+    embedding = signals.embedding
+    x[:, :_SIZE] = _kind(
+        None if embedding is None else (embedding.tobytes(), embedding.dtype.char, embedding.shape),
+        signals.system[:SKETCHED_CHARS],
+    )
     size = _unit(math.log((1 + signals.tokens) / 101) / 5)  # 0 at 100 tokens
     turns = _unit(math.log1p(max(0, signals.turns - 1)) / math.log(33))  # 0 at one turn, 1 at 33
     known = [signals.examples.get(arm.name) for arm in arms]
@@ -62,19 +62,33 @@ def feature_rows(signals: Signals, arms: Sequence[Arm]) -> Matrix:
 _NO_EXAMPLES = (0.0,) * (len(NAMES) - _SIZE - 2)
 
 
+@lru_cache(maxsize=256)  # the same request again: 5 KB each, and as much of its system prompt as is looked at
+def _kind(embedding: tuple[bytes, str, tuple[int, ...]] | None, system: str) -> Vector:
+    """(KIND.stop,): the constant, and what tells kinds of request apart. Read-only."""
+    row = np.zeros(KIND.stop)
+    row[0] = 1.0
+    if embedding is not None:
+        row[1 : 1 + N_PROJECTED] = project(np.frombuffer(embedding[0], embedding[1]).reshape(embedding[2]))
+    if system:
+        row[1 + N_PROJECTED :] = sketch(system)
+    row.flags.writeable = False
+    return row
+
+
 def _of_examples(examples: ExampleSignals) -> tuple[float, ...]:
     if not (examples.count >= 0 and examples.tokens >= 0):
         raise ValueError(f"example count and tokens must be >= 0, not {examples.count}, {examples.tokens}")
-    found = (
-        _unit(examples.count / 5),
-        _unit(examples.similarity_max),
-        _unit(examples.similarity_mean),
-        _unit(examples.utility_max),
-        _unit(examples.utility_mean),
-        _unit(math.log1p(examples.tokens) / math.log1p(4096)),
+    given = (
+        examples.count / 5,
+        examples.similarity_max,
+        examples.similarity_mean,
+        examples.utility_max,
+        examples.utility_mean,
+        math.log1p(examples.tokens) / math.log1p(4096),
     )
-    if not all(map(math.isfinite, found)):
-        bad = [name for name, value in zip(NAMES[_SIZE + 2 :], found, strict=True) if not math.isfinite(value)]
+    found = tuple(map(_unit, given))
+    if math.isnan(sum(found)):
+        bad = [name for name, value in zip(NAMES[_SIZE + 2 :], found, strict=True) if math.isnan(value)]
         raise ValueError(f"signals give features that are not finite: {', '.join(bad)}")
     return found
 

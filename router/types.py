@@ -11,7 +11,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed once made: not frozen, since that makes making it slow
 class Arm:
     """A candidate backend. `price` is what the request at hand costs there, in any unit >= 0 that is comparable between
     arms; `list_price` says which backend is the dearest in general: the same as `price` unless given."""
@@ -31,7 +31,7 @@ class Arm:
         return self.price if self.list_price is None else self.list_price
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ExampleSignals:
     """What is known of the examples chosen for one arm. Similarities are cosines, utilities predicted quality gains."""
 
@@ -46,7 +46,7 @@ class ExampleSignals:
 NO_EXAMPLES = ExampleSignals(0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Signals:
     """What is known of one request before routing."""
 
@@ -57,7 +57,7 @@ class Signals:
     system: str = ""  # the system prompt, which says much of the kind of request
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Decision:
     """The arm that serves, and everything needed to judge and to learn from the choice later."""
 

@@ -17,6 +17,19 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR = re.compile(rb"[^ \t\n\r,\]}]++")
 _TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _OPENING = b"[{"
+_WITHIN = rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"%s)*+'
+_FLAT = rb"[\[{]" + _WITHIN % b"" + rb"[\]}]"  # holds no other
+_SHALLOW = re.compile(
+    rb"[\[{]" + _WITHIN % (b"|" + _FLAT) + rb"[\]}]", re.DOTALL
+)  # holds flat ones: a list of messages
+_SIMPLE = re.compile(  # a member whose key has no escapes and whose value is not deep, and the comma that follows
+    rb'"([^"\\]*+)"[ \t\n\r]*+:[ \t\n\r]*+('
+    + rb"|".join([_STRING.pattern, rb'[^ \t\n\r,\]}\[{"]++', _SHALLOW.pattern])
+    + rb")[ \t\n\r]*+(?:,[ \t\n\r]*+)?+",
+    re.DOTALL,
+)
+_NEXT = re.compile(rb"[ \t\n\r]*+(?:,[ \t\n\r]*+)?+")  # what is between one element and the next, or the end
+_COLON = re.compile(rb"[ \t\n\r]*+:[ \t\n\r]*+")
 
 
 class Span(NamedTuple):
@@ -55,6 +68,8 @@ class Document:
 
     def remove(self, key: str) -> None:
         """Take out every member of that name, each with one comma."""
+        if key not in [m.key for m in self.members]:
+            return
         kept = [i for i, m in enumerate(self.members) if m.key != key]
         last_kept = kept[-1] if kept else -1
         for i, member in enumerate(self.members[: last_kept + 1]):
@@ -101,16 +116,20 @@ def replace_member(source: bytes, key: str, value: bytes) -> bytes:
 
 def members(source: bytes) -> Iterator[Member]:
     """The members of the object that `source` is."""
-    at = _skip_space(source, 0) + 1
+    start = _skip_space(source, _skip_space(source, 0) + 1)
     while True:
-        start = _skip_space(source, at)
+        simple = _SIMPLE.match(source, start)
+        if simple is not None:
+            yield Member(simple[1].decode("utf-8", "surrogatepass"), start, Span(*simple.span(2)))
+            start = simple.end()
+            continue
         if source[start : start + 1] != b'"':
             return
         end = _end(source, start)
-        value = _skip_space(source, _skip_space(source, end) + 1)
+        value = _match(_COLON, source, end)
         member = Member(orjson.loads(source[start:end]), start, Span(value, _end(source, value)))
         yield member
-        at = _skip_space(source, member.value.end) + 1
+        start = _match(_NEXT, source, member.value.end)
 
 
 def elements(source: bytes, at: int) -> Iterator[Span]:
@@ -119,8 +138,7 @@ def elements(source: bytes, at: int) -> Iterator[Span]:
     while source[start : start + 1] not in (b"]", b""):
         span = Span(start, _end(source, start))
         yield span
-        comma = _skip_space(source, span.end)
-        start = _skip_space(source, comma + 1) if source[comma : comma + 1] == b"," else comma
+        start = _match(_NEXT, source, span.end)
 
 
 def array(items: Iterable[bytes]) -> bytes:
@@ -138,6 +156,9 @@ def _end(source: bytes, at: int) -> int:
         return _match(_STRING, source, at)
     if first not in (b"[", b"{"):
         return _match(_SCALAR, source, at)
+    shallow = _SHALLOW.match(source, at)
+    if shallow is not None:
+        return shallow.end()
     depth = 0
     while True:
         if source[at] in _OPENING:

@@ -26,6 +26,7 @@ class Counting:
         self.metrics = metrics
         self.spending = spending
         self._quality: dict[str, float] = {}
+        self._bias: dict[str, float] = {}  # as it is exported
 
     def exchange(self, exchange: Exchange, bypassed: Reason | None = None) -> None:
         """`bypassed`: why it went past the cache, whoever then answered; None where it did not."""
@@ -44,8 +45,10 @@ class Counting:
             m.saved_usd.inc(self._saved(exchange))
 
     def decision(self, decision: Decision) -> None:
-        for name, bias in zip(decision.names, decision.load_bias, strict=True):
-            self.metrics.load_bias.labels(name).set(float(bias))
+        for name, bias in zip(decision.names, decision.load_bias.tolist(), strict=True):
+            if self._bias.get(name) != bias:
+                self._bias[name] = bias
+                self.metrics.load_bias.labels(name).set(bias)
 
     def passed(self, tenant: str, backend: config.Backend, decision: DecisionKind, status: int, usage: Usage) -> None:
         """A request that was passed through without being read. It is not recorded, but it counts and it costs."""

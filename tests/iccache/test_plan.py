@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from iccache import config
-from iccache.plan import Directory
+from iccache.plan import Directory, Plan
 from iccache.types import Ask, Controls
 
 SETTINGS = config.parse(
@@ -42,3 +44,12 @@ def test_what_may_be_too_long_or_is_shown_examples_is_counted() -> None:
         asking("l", "x", backend="nobody"),
     ):
         assert not directory.needs_no_count(ask)
+
+
+def test_a_plan_made_again_is_the_same_but_for_what_is_put_into_it() -> None:
+    """Every field is told apart by its value, so that none takes another's place."""
+    plan = Plan(*map(str, range(len(fields(Plan)))))  # type: ignore[arg-type]
+    again = plan.again()
+    assert again == plan and again is not plan
+    again.decision = None
+    assert plan.decision is not None

@@ -150,10 +150,14 @@ async def test_a_deleted_example_is_shown_no_more(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await filled(w)
         select, asked = w.proxy.select, job(w)
-        for _ in range(2):
-            selected = await select(asked)
-            assert "e0" in {m.example.id for m in selected.shown["small"]}
+        assert select.at_once(asked) is None
+        first = await select(asked)
+        assert "e0" in {m.example.id for m in first.shown["small"]}
+        again = select.at_once(asked)
+        assert again is not None and (again.shown, again.considered, again.taken) == first[1:]
+        assert select.at_once(asked._replace(tenant="another")) is None
         await w.proxy.learner.delete_examples(["e0"])
+        assert select.at_once(asked) is None
         assert "e0" not in {m.example.id for m in (await select(asked)).considered["small"]}
 
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from router.choice import choice_probabilities, choice_shares
-from router.features import features
+from router.features import (
+    KIND,
+    N_PROJECTED,
+    NAMES,
+    SKETCHED_CHARS,
+    feature_rows,
+    features,
+    project,
+    sketch,
+)
 from router.floor import Standing
 from router.linear import LinearThompson
 from router.load import load_bias
@@ -104,3 +113,18 @@ def test_a_restored_policy_believes_what_it_was_given(rng: np.random.Generator) 
     assert fresh.beliefs(x, ARMS)[0][0] < before[0] - 0.1
     fresh.forget("small")
     assert fresh.beliefs(x, ARMS)[0][0] > before[0] - 0.1
+
+
+def test_features_that_are_kept_are_those_of_their_parts(rng: np.random.Generator) -> None:
+    vectors = [rng.normal(size=64).astype(np.float32) for _ in range(3)]
+    for _ in range(2):
+        for vector in (*vectors, vectors[0].astype(np.float64), None):
+            for system in ("", "Be brief.", "Be long.", "x" * SKETCHED_CHARS + "y"):
+                for tokens in (3, 4000):
+                    x = feature_rows(Signals(vector, tokens, 1, {}, system), ARMS)
+                    assert x.shape == (3, len(NAMES)) and (x[:, 0] == 1).all() and (x == x[0]).all()
+                    kind = np.zeros(N_PROJECTED) if vector is None else project(vector)
+                    told = sketch(system) if system else np.zeros(KIND.stop - 1 - N_PROJECTED)
+                    np.testing.assert_array_equal(x[0, KIND], np.concatenate([kind, told]))
+                    assert x[0, KIND.stop] == pytest.approx(np.log((1 + tokens) / 101) / 5)
+                    x[:] = 7.0  # whoever gets it may write to it
