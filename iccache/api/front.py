@@ -9,6 +9,7 @@ packed, large or slow bodies, upgrades, and all that is not well formed. So no t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -93,6 +94,7 @@ class Front:
         self.server = server
         self.loop = asyncio.get_running_loop()
         self.links: set[Link] = set()
+        self.stopping = False  # what is still under way is cut off
         self._date = (0, "")
         self._sweep = self.loop.call_later(SWEEP_S, self._swept)
 
@@ -121,6 +123,7 @@ class Front:
             link.close_when_done()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=seconds)
+            self.stopping = True
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -140,6 +143,7 @@ class Link(asyncio.Protocol):
         self._reading = True
         self._closing = False
         self._begun = False  # bytes of the answer have gone out
+        self._streams = False  # and it is a stream, in chunks
         self._drained: asyncio.Future[None] | None = None  # while the client takes no more
 
     # ---- asyncio.Protocol
@@ -239,7 +243,7 @@ class Link(asyncio.Protocol):
         """Answer it, whatever happens, and take the next."""
         proxy, request_id = self.front.proxy, f"req_{os.urandom(16).hex()}"
         proxy.open_requests += 1
-        self._begun = False
+        self._begun = self._streams = False
         try:
             try:
                 await self._answer(asked, body, request_id)
@@ -249,6 +253,11 @@ class Link(asyncio.Protocol):
                 await self._drained
         except ConnectionResetError:
             self._closing = True
+        except asyncio.CancelledError:
+            self._closing = True
+            if self.front.stopping:
+                self._last_word(asked, request_id)
+            raise
         except BaseException:
             self._closing = True
             raise
@@ -276,6 +285,7 @@ class Link(asyncio.Protocol):
 
     async def _stream(self, head: Head, pieces: AsyncGenerator[Head | bytes]) -> None:
         self._send(_rendered(head.status, head.headers, "Transfer-Encoding: chunked", self.front.date()))
+        self._streams = True
         async for piece in pieces:
             if piece and isinstance(piece, bytes):
                 self._send(b"%x\r\n%b\r\n" % (len(piece), piece))
@@ -307,6 +317,19 @@ class Link(asyncio.Protocol):
             raise ConnectionResetError(error.message) from exc
         headers = CIMultiDict({"Content-Type": "application/json", **headers_of(error, request_id)})
         self._whole(error.status, headers, dialect_of(asked.path).error(error))
+
+    def _last_word(self, asked: Asked, request_id: str) -> None:
+        """To a client whose answer is cut off because this process ends: an error where nothing has gone out, in a
+        stream an error event."""
+        error = RequestError(
+            503, "the proxy is shutting down", type="server_error", code="shutting_down", retry_after_s=1
+        )
+        with contextlib.suppress(ConnectionResetError):
+            if not self._begun:
+                self._refuse(asked, request_id, error)
+            elif self._streams:
+                event = asked.dialect.error_event(error)
+                self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
 
     def _after(self) -> None:
         """What comes after an answer: the next request, which may be here already."""

@@ -84,10 +84,18 @@ async def test_a_second_sigterm_ends_at_once(tmp_path: Path, workers: int) -> No
 async def test_a_drain_ends_when_its_time_is_up(tmp_path: Path) -> None:
     async with served(tmp_path, server={"drain_s": 0.3}) as s:
         s.large.script = Script(between_s=30)
+        s.small.script = Script(before_head_s=30)
         response = await begun(s)
+        whole = asyncio.create_task(s.ask("hello", "small"))
+        await s.until(lambda: asyncio.sleep(0, s.small.requests), bool)
         async with asyncio.timeout(15):
             assert await s.stop() == 0
-        response.close()
+            cut = await response.content.read()
+            refused = await whole
+        # and those whose answers it cuts off are told
+        assert b'"code":"shutting_down"' in cut and b"[DONE]" not in cut
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        assert refused.json["error"]["code"] == "shutting_down"
 
 
 async def test_sigint_drains_too(tmp_path: Path) -> None:
