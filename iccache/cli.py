@@ -16,7 +16,7 @@ import click
 
 from iccache import __version__, config
 from iccache.demo.command import demo
-from iccache.errors import ConfigError, IccacheError
+from iccache.errors import ConfigError, IccacheError, of_system
 
 if TYPE_CHECKING:
     from iccache.examples.store import ExampleStore
@@ -50,8 +50,20 @@ class Commands(click.Group):
             _say(exc)
             sys.exit(1)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            forget_output()
             sys.exit(1)
+        except OSError as exc:
+            said = of_system(exc)
+            if said is None:
+                raise
+            forget_output()
+            _say(said)
+            sys.exit(1)
+
+
+def forget_output() -> None:
+    """What is still to be written to standard output goes nowhere: Python would fail at it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(exc: IccacheError) -> None:

@@ -12,6 +12,8 @@ IccacheError
 
 from __future__ import annotations
 
+import errno
+
 from iccache.types import Reason
 
 
@@ -71,3 +73,18 @@ class RequestError(IccacheError):
         self.param = param
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
+
+
+# of which the operator is to be told: a full disk, missing permissions, a path that leads nowhere
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def of_system(exc: OSError) -> IccacheError | None:
+    """What a command line says of `exc`; None where it is no matter of the disk or of permissions.
+
+    Where it names no file, what could not be written was standard output.
+    """
+    if exc.errno not in (*FULL, *BARRED):
+        return None
+    return IccacheError(f"{exc.filename or 'standard output'}: {exc.strerror}")

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from iccache import __version__, config
-from iccache.errors import ConfigError, IccacheError
+from iccache.cli import forget_output
+from iccache.errors import ConfigError, IccacheError, of_system
 from iccache.examples.store import SQLITE
 from replay import assemble, evaluate, report, spent
 from replay.assemble import Options
@@ -46,6 +47,13 @@ class Commands(click.Group):
             for line in str(exc).splitlines():
                 click.echo(f"iccache-replay: {line}", err=True)
             sys.exit(2 if isinstance(exc, ConfigError) else 1)
+        except OSError as exc:
+            said = of_system(exc)
+            if said is None:
+                raise
+            forget_output()
+            click.echo(f"iccache-replay: {said}", err=True)
+            sys.exit(1)
 
 
 CONFIG = click.option(
@@ -208,9 +216,9 @@ def _print(text: str, data: dict[str, Any], json_to: str | None) -> None:
     if json_to == STDOUT:
         click.echo(encoded)
         return
+    click.echo(text)  # first: what cannot be written to a file is not lost
     if json_to is not None:
         report.write_whole(Path(json_to), encoded + "\n")
-    click.echo(text)
 
 
 @contextmanager

@@ -332,13 +332,17 @@ def _registry(store: ReplayStore, now: float) -> CollectorRegistry:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file in such a way that a reader sees the old or the new one, never a part. Raises IccacheError."""
+    made: Path | None = None
     try:
         folder = path.absolute().parent
         with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{path.name}.", delete=False) as file:
+            made = Path(file.name)
             file.write(text)
             os.fchmod(file.fileno(), 0o644)
-        os.replace(file.name, path)
+        os.replace(made, path)
     except OSError as exc:
+        if made is not None:
+            made.unlink(missing_ok=True)
         raise IccacheError(f"{path}: cannot be written: {exc.strerror}") from exc
 
 

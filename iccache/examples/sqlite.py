@@ -974,7 +974,7 @@ class Translated:
 
 
 CURES = {
-    "SQLITE_CANTOPEN": "cannot be opened: check that it exists and that this user may read it",
+    "SQLITE_CANTOPEN": "cannot be opened: check that it exists, and that this user may read it and write its directory",
     "SQLITE_READONLY": "cannot be written: give this user write permission to the file and its directory",
     "SQLITE_PERM": "cannot be opened: give this user permission to the file and its directory",
     "SQLITE_AUTH": "cannot be opened: give this user permission to the file and its directory",
@@ -982,6 +982,7 @@ CURES = {
     "SQLITE_CORRUPT": "is damaged: restore a backup with `iccache restore`",
     "SQLITE_FULL": "cannot be written: the disk is full; free some space",
     "SQLITE_IOERR_WRITE": "cannot be written: the disk is full or failing, or a size limit was reached",
+    "SQLITE_IOERR_SHMSIZE": "cannot be opened: the disk is full, or a size limit was reached; free some space",
     "SQLITE_IOERR": "cannot be read or written: the disk is failing, or the file was moved away",
     "SQLITE_BUSY": f"was locked by another process for more than {BUSY_TIMEOUT_S:.0f} s: try again",
     "SQLITE_LOCKED": "was locked by another connection: try again",
