@@ -295,7 +295,7 @@ class Privacy(Section, frozen=True):
 
 class Replay(Section, frozen=True):
     usd_budget: Annotated[NotNegative, say("Most that one run may spend; asked before each call.", "USD")] = 1.0
-    samples: Annotated[AtLeastOne, say("New answers asked for per example and round.", "answers")] = 1
+    samples: Annotated[AtLeastOne, say("New answers asked for per example and round, at most.", "answers")] = 3
     max_rounds: Annotated[AtLeastOne, say("Rounds of replay one example gets in its life.", "rounds")] = 5
     merge: Annotated[bool, say("Make one of examples with nearly the same request and the same answer.")] = True
     distil: Annotated[bool, say("Let the teacher write guidance from clusters of examples, to be shown like them.")] = (

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 from iccache import config
@@ -23,15 +24,18 @@ from iccache.examples.tokens import make_tokenizer
 from replay import distil, lessons, merge, plan, report
 from replay.best import By
 from replay.calls import Caller, Pace, Refused, Unanswerable, make_model
+from replay.doubt import Doubt, doubts
 from replay.job import Job, Progress, Stop
 from replay.ledger import Ledger
 from replay.load import LoadGate, Overloaded, load_of_proxy
-from replay.plan import Models
+from replay.plan import Candidate, Models
 from replay.prices import NUSD, most_nusd
 from replay.report import PlanReport, Report
 from replay.store import ReplayStore, open_replay_store
 
 log = logging.getLogger(__name__)
+
+DOUBTED = 10_000  # examples that are compared with their peers: some ten seconds
 
 
 class Options(NamedTuple):
@@ -51,14 +55,7 @@ def planned(settings: config.Config, options: Options) -> PlanReport:
         return PlanReport(
             models=models,
             budget_nusd=int(settings.replay.usd_budget * NUSD),
-            candidates=plan.rank(
-                store.records(options.tenant),
-                settings.replay,
-                models,
-                options.limit,
-                now=time.time(),
-                shown=settings.selection.max_examples,
-            ),
+            candidates=ranked(store, settings, models, options),
             due=eviction.plan(store.weighed(), settings.cache, time.time()),
             capacity_bytes=settings.cache.capacity_bytes,
             guidance=[
@@ -66,6 +63,13 @@ def planned(settings: config.Config, options: Options) -> PlanReport:
                 for work in (distil.due(store, options.tenant) if settings.replay.distil else ())
             ],
         )
+
+
+def ranked(store: ReplayStore, settings: config.Config, models: Models, options: Options) -> list[Candidate]:
+    """The examples worth asking again, best first: ranked without doubts, and the first DOUBTED of them with."""
+    records = list(store.records(options.tenant))
+    rank = partial(plan.rank, records, settings.replay, models, now=time.time(), shown=settings.selection.max_examples)
+    return rank(options.limit, doubts=doubts(store, [c.id for c in rank(DOUBTED, usual=Doubt(1.0))]))
 
 
 class Run:
@@ -93,14 +97,7 @@ class Run:
 
 async def ask_again(run: Run) -> None:
     """Replay the examples worth it, best first."""
-    candidates = plan.rank(
-        run.store.records(run.options.tenant),
-        run.settings.replay,
-        run.models,
-        run.options.limit,
-        now=time.time(),
-        shown=run.settings.selection.max_examples,
-    )
+    candidates = ranked(run.store, run.settings, run.models, run.options)
     run.considered = len(candidates)
     await run.job.run(candidates, min(run.options.workers, run.models.teacher.max_in_flight))
 

@@ -5,8 +5,10 @@ In this order, for an old answer and the new ones of one round:
     check      the form that the answers to such requests have, learned from the example's peers (see `Form`). A new
                answer without it is out; an old answer without it gives way to a new one that has it
     agreement  more than half of all votes for the same text (case, white space and a full stop at the end apart).
-               Every sample is a vote, and so is an old answer of the same model: it is one sample more. Fewer than
-               LEAST_VOTES decide nothing. (Self-consistency: Wang et al., 2022)
+               Every sample is a vote, and so is an old answer of the same model: it is one sample more. Another's old
+               answer counts as far as it is not doubted, and what the nearest examples agree on as far as they do: see
+               doubt.py. Samples and an old one of fewer than LEAST_VOTES decide nothing. (Self-consistency: Wang et
+               al., 2022)
     judge      in both orders, so that what it holds for the place cancels out
 """
 
@@ -39,7 +41,14 @@ class Agreed(NamedTuple):
     """The text that more than half of the votes are for."""
 
     answer: str
-    share: float  # of the votes, in (0.5, 1]
+    share: float  # of the votes that were cast, in (0.5, 1]
+
+
+class Vote(NamedTuple):
+    """Of somebody who was not asked now."""
+
+    answer: str
+    weight: float  # in [0, 1]
 
 
 class Form(NamedTuple):
@@ -74,21 +83,26 @@ def form_of(answers: Iterable[str]) -> Form | None:
     return None
 
 
-def agreement(new: Sequence[str], old: str | None = None, *, wanted: int = 0) -> Agreed | None:
-    """What more than half of the votes are for: those of `new`, and of `old` where it is one too (not None).
+def agreement(new: Sequence[str], others: Sequence[Vote] = (), *, wanted: int = 0) -> Agreed | None:
+    """What more than half of the votes are for: those of `new`, one each, and of `others`.
 
     `wanted`: how many samples there were to be, where not all were asked for or usable: the others count against.
-    The text is the first of those that are the same.
+    The text is the first of `new`, or else of `others`, that says so.
     """
-    votes = [*new, *([] if old is None else [old])]
-    total = max(len(votes), wanted + (old is not None))
-    if total < LEAST_VOTES:
+    asked = max(len(new), wanted)
+    if asked + sum(other.weight == 1.0 for other in others) < LEAST_VOTES:
         return None
-    same = Counter(normal(vote) for vote in votes)
-    ((best, count),) = same.most_common(1) or [("", 0)]
-    if 2 * count <= total:
+    weights: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    for vote in (*(Vote(answer, 1.0) for answer in new), *others):
+        name = normal(vote.answer)
+        texts.setdefault(name, vote.answer)
+        weights[name] = weights.get(name, 0.0) + vote.weight
+    best = max(weights, key=lambda name: weights[name], default="")
+    backing, others_weigh = weights.get(best, 0.0), sum(other.weight for other in others)
+    if 2.0 * backing <= asked + others_weigh:
         return None
-    return Agreed(next(vote for vote in votes if normal(vote) == best), count / total)
+    return Agreed(texts[best], backing / (len(new) + others_weigh))
 
 
 def normal(text: str) -> str:

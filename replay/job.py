@@ -15,11 +15,13 @@ from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict
 from iccache.errors import BackendError, IccacheError, StoreError
 from iccache.examples.admission import unfit
 from iccache.examples.tokens import Tokenizer
+from iccache.examples.utility import USUAL_QUALITY
 from iccache.types import Example, Reason
 from replay import plan
-from replay.best import By, Form, agreement, form_of, normal
+from replay.best import By, Form, Vote, agreement, form_of, normal
 from replay.calls import ANSWER, JUDGEMENT, Caller, Model, Refused, Unanswerable
 from replay.cutoff import CutOff, Round, recovered
+from replay.doubt import Doubt
 from replay.ledger import LEASE_S, Item, Ledger, Money, OutOfBudget, Result
 from replay.load import Overloaded
 from replay.plan import Candidate
@@ -51,10 +53,10 @@ class Stop(StrEnum):
 
 
 class Best(NamedTuple):
-    """The answer that stays, how much better than the old one it is held to be, and by what."""
+    """The answer that stays, how sure that is, and by what."""
 
     answer: str
-    preference: float  # that it is better, in (0.5, 1]; 0.5 where the old one stays
+    preference: float  # that it is the better one, in (0.5, 1]; the share of the votes; 0.5 where nothing is known
     by: By
 
 
@@ -143,7 +145,7 @@ class Job:
     async def _guarded(self, item: Item, candidate: Candidate) -> Result | None:
         """The result of one round; None when the item was given back undone. Raises Crowded."""
         try:
-            result = await self._replay(item)
+            result = await self._replay(item, candidate.doubt)
         except OutOfBudget:
             self.ledger.release(item)
             if self._at_work > 1:
@@ -169,38 +171,39 @@ class Job:
             self.stop(Stop.CUT_OFF)
         return result
 
-    async def _replay(self, item: Item) -> Result:
+    async def _replay(self, item: Item, doubt: Doubt) -> Result:
         """Ask the teacher again, keep the best of old and new."""
         example = self._example(item.example_id)
         if example is None:
             return Result.OVERTAKEN
-        answers = await self._answers(item, example)
+        others = self._others(example, doubt)
+        answers = await self._answers(item, example, others)
         if not answers:
             return self._refuse(item)
-        best, preference, by = await self._best(item, example, answers)
-        quality = example.stats.own_quality
-        return self._keep(item, example, best, quality if best == example.answer else _risen(quality, preference), by)
+        best = await self._best(item, example, answers, others)
+        return self._keep(item, example, best.answer, _quality_of(best, example), best.by)
 
-    async def _answers(self, item: Item, example: Example) -> list[str]:
+    async def _answers(self, item: Item, example: Example, others: Sequence[Vote]) -> list[str]:
         """The usable ones of up to `samples` new answers; no more are asked for than it takes to agree."""
         answers: list[str] = []
         for sample in range(self.settings.samples):
             answer = await self._answer(item, example, sample)
             if unfit(example.request, answer) is None:
                 answers.append(answer)
-            if agreement(answers, self._vote(example), wanted=self.settings.samples) is not None:
+            if agreement(answers, others, wanted=self.settings.samples) is not None:
                 break
         return answers
 
-    async def _best(self, item: Item, example: Example, answers: Sequence[str]) -> Best:
+    async def _best(self, item: Item, example: Example, answers: Sequence[str], others: Sequence[Vote]) -> Best:
         """Of the old answer and the new ones. See best.py for the order of what decides."""
         old, form = example.answer, self._form(example)
-        if normal(old) in {normal(a) for a in answers} and len({normal(a) for a in answers}) == 1:
-            return Best(old, 0.5, By.SAME)
+        if {normal(old)} == {normal(a) for a in answers}:
+            agreed = agreement(answers, others, wanted=self.settings.samples)
+            return Best(old, 0.5 if agreed is None else agreed.share, By.SAME)
         fitting = [a for a in answers if form is None or form.met_by(a)]
         if not fitting:
             return Best(old, 0.5, By.CHECK)
-        agreed = agreement(fitting, self._vote(example), wanted=self.settings.samples)
+        agreed = agreement(fitting, others, wanted=self.settings.samples)
         if form is not None and not form.met_by(old):
             return Best(fitting[0] if agreed is None else agreed.answer, 1.0, By.CHECK)
         if agreed is not None:
@@ -219,9 +222,13 @@ class Job:
                     best, preference = answer, said
         return Best(best, preference, By.JUDGE)
 
-    def _vote(self, example: Example) -> str | None:
-        """The old answer, where it is one more sample of the model that is asked."""
-        return example.answer if example.backend == self.teacher.backend.name else None
+    def _others(self, example: Example, doubt: Doubt) -> list[Vote]:
+        """The votes beside the new samples: the old answer, which is one sample more where the teacher gave it, and
+        what the nearest examples agree on.
+        """
+        sample = example.backend == self.teacher.backend.name
+        votes = [Vote(example.answer, 1.0 if sample else 1.0 - doubt.wrong)]
+        return votes if doubt.consensus is None else [*votes, Vote(*doubt.consensus)]
 
     def _form(self, example: Example) -> Form | None:
         """What the answers under the example's system prompt have in common; looked up once."""
@@ -256,7 +263,8 @@ class Job:
                 return Result.OVERTAKEN
             self.decided[by] += 1
             if result is Result.KEPT:
-                self.store.update_example(example.id, replays=item.round)
+                learned = quality if best == example.answer and self._quality(example.id) is None else None
+                self.store.update_example(example.id, own_quality=learned, replays=item.round)
             elif result is Result.IMPROVED:
                 self.store.update_example(
                     example.id,
@@ -305,6 +313,10 @@ class Job:
     def _example(self, id: str) -> Example | None:
         return next(iter(self.store.examples([id])), None)
 
+    def _quality(self, id: str) -> float | None:
+        example = self._example(id)
+        return None if example is None else example.stats.own_quality
+
     @contextlib.asynccontextmanager
     async def _alive(self) -> AsyncIterator[None]:
         """Renews the leases as long as the block runs."""
@@ -331,6 +343,18 @@ def temperature(same_model: bool, round: int, sample: int) -> float:
     The teacher that gave the old answer would, greedily, say the same again; so would later samples and rounds.
     """
     return TEMPERATURE if same_model or round > 1 or sample > 0 else GREEDY
+
+
+def _quality_of(best: Best, example: Example) -> float | None:
+    """The quality that the answer of `example` has from now on, None where nothing is known of it.
+
+    Of unknown quality, an answer that the samples agree on is at least as good as a teacher's usually are: else the
+    example, whose record begins anew, would give way to those that nobody looked at.
+    """
+    known = example.stats.own_quality
+    if known is None and best.by in (By.AGREEMENT, By.SAME) and best.preference > 0.5:
+        return USUAL_QUALITY + (BEST_BY_JUDGE - USUAL_QUALITY) * (2.0 * best.preference - 1.0)
+    return known if best.answer == example.answer else _risen(known, best.preference)
 
 
 def _risen(quality: float | None, preference: float) -> float | None:

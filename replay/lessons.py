@@ -6,7 +6,7 @@ They are kept as states in the store, and every proxy takes them over within sec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from iccache.config import Backend
@@ -19,6 +19,7 @@ from iccache.examples.traits import application
 from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Way
 from iccache.price import cost, price
 from iccache.types import Example, Exchange
+from replay.doubt import NOTHING_KNOWN, UNKNOWN, Doubt, among
 from replay.threshold import Shown, Threshold, choose
 
 LEAST_ANSWERS = 50  # scored, with the way that was taken, before weights are trained on them
@@ -26,6 +27,7 @@ ANSWERS = 20_000  # the newest that are learned from
 LEAST_EXAMPLES = 24  # of a kind of request, before it gets a shared set
 EXAMPLES = 2048  # the newest of a kind that a set stands for
 NO_SYSTEM = f"{application(''):016x}"
+LIKELY_WRONG = 0.5  # doubt at which an example leaves its set; above what keeps it out, so that sets do not flicker
 GROWN = 2.0  # by how much a kind has to grow before its set is made anew
 
 
@@ -112,8 +114,10 @@ def _price(exchange: Exchange, backends: Mapping[str, Backend]) -> float:
 def build_sets(store: ExampleStore, tenant: str | None = None) -> int:
     """Build the shared sets that are missing or out of date; how many there are then.
 
-    A set stays as it is, so that engines keep it computed, until one of its examples is gone, held or known to be
-    bad, or its kind of request has grown GROWN times since. Those of a tenant's requests without a system prompt, which
+    An example enters none where its answer is doubted more than that of one of which nothing is known, as it is where
+    its near neighbours contradict it: see doubt.py. A set stays as it is, so that engines keep it computed, until one
+    of its examples is gone, held, known to be bad or likely to be, or its kind of request has grown GROWN times since.
+    Those of a tenant's requests without a system prompt, which
     are told apart by what is asked, are made anew together.
     """
     kept = store.load_state(SETS_STATE)
@@ -123,25 +127,27 @@ def build_sets(store: ExampleStore, tenant: str | None = None) -> int:
     sets = [s for (owner, _), some in old.items() if tenant is not None and owner != tenant for s in some]
     for (owner, name), (count, newest) in _kinds(store.each_example(tenant)).items():
         known = old.get((owner, name), [])
-        good = all(count < GROWN * s.examples and _still_good(s, store, newest[0].embedder) for s in known)
-        sets += known if known and good else _new_sets(owner, name, count, newest)
+        doubts = among(newest)
+        good = all(count < GROWN * s.examples and _still_good(s, store, newest[0].embedder, doubts) for s in known)
+        doubted = {id for id, doubt in doubts.items() if doubt.wrong > UNKNOWN}
+        sets += known if known and good else _new_sets(owner, name, count, newest, doubted)
     blob = pack(sorted(sets, key=lambda s: (s.tenant, s.system)))
     if kept is None or kept[1] != blob:
         store.save_state(SETS_STATE, store.last_change(), blob)
     return len(sets)
 
 
-def _new_sets(owner: str, name: str, count: int, newest: Sequence[Example]) -> list[SetOf]:
-    """Of one kind that a system prompt names, or of all that none does."""
+def _new_sets(owner: str, name: str, count: int, newest: Sequence[Example], doubted: Collection[str]) -> list[SetOf]:
+    """Of one kind that a system prompt names, or of all that none does; without the examples `doubted`."""
     if count < LEAST_EXAMPLES:
         return []
     if name != NO_SYSTEM:
-        chosen = build_set(newest)
+        chosen = build_set([e for e in newest if e.id not in doubted])
         return [SetOf(owner, name, [e.id for e in chosen], count)] if chosen else []
     sets = []
     for number, rows in enumerate(clusters(newest, LEAST_EXAMPLES)):
         members = [newest[row] for row in rows]
-        if chosen := build_set(members):
+        if chosen := build_set([e for e in members if e.id not in doubted]):
             centre, reach = centre_of(members)
             ids = [e.id for e in chosen]
             sets.append(SetOf(owner, f"{number:x}", ids, count, [round(float(x), 5) for x in centre], reach))
@@ -171,9 +177,12 @@ def _kinds(examples: Iterable[Example]) -> dict[tuple[str, str], tuple[int, list
     return found
 
 
-def _still_good(known: SetOf, store: ExampleStore, embedder: str) -> bool:
+def _still_good(known: SetOf, store: ExampleStore, embedder: str, doubts: Mapping[str, Doubt]) -> bool:
     examples = store.examples(known.ids)
     return len(examples) == len(known.ids) and all(
-        e.held is None and e.embedder == embedder and (e.stats.own_quality is None or e.stats.own_quality >= 0.5)
+        e.held is None
+        and e.embedder == embedder
+        and (e.stats.own_quality is None or e.stats.own_quality >= 0.5)
+        and doubts.get(e.id, NOTHING_KNOWN).wrong <= LIKELY_WRONG
         for e in examples
     )

@@ -6,11 +6,13 @@ hoped for. Examples are taken in descending order of expected gain per dollar,
     score(e) = chance(e) * need(e) * demand(e) / cost(e)
 
     demand(e) = (1 + uses(e)) / (1 + age in days): how often what is gained is gained
-    chance(e) = 1 / (2 + rounds(e))      that a round finds a better answer, after so many that did not
-    need(e)   = max(G(e), 0.1 * S(e), 0.1 * O(e))
+    chance(e) = 2 * D(e) / (2 + rounds(e))   that a round finds a better answer, after so many that did not
+    need(e)   = max(G(e), 0.1 * S(e), 0.1 * O(e), 0.1 * D(e) where it was shown, never asked again, and D(e) > 0.5)
     G(e)      the EMA of (1 - quality) * relative cost over the answers it was shown for (credit.gain)
     S(e)      (1 - mean quality of those answers) * (1 - 0.8 ** credit(e))
     O(e)      1 - the quality of its own answer, where that is known and below 0.5; else 0
+    D(e)      the probability that its answer is wrong, by what is on file; see doubt.py. What answers with it were like
+              tells little of that: a weak student fails with good examples too, and with three of them at a time
     cost(e)   expected USD of a round: `samples` answers of the teacher, each compared with the best in both orders;
               1 where that is free
 
@@ -26,7 +28,8 @@ While it runs, the order has an end too: see cutoff.py.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from iccache import config
@@ -34,6 +37,7 @@ from iccache.backends import judge
 from iccache.errors import ConfigError
 from iccache.examples.credit import GAIN_STEP, GOOD_ENOUGH
 from replay import cutoff
+from replay.doubt import NOTHING_KNOWN, Doubt
 from replay.prices import NUSD, most_input_tokens, nusd
 from replay.store import Record
 
@@ -71,6 +75,7 @@ class Candidate(NamedTuple):
     expected_nusd: int
     most_nusd: int
     lost_nusd: float = 0.0  # what answers that go wrong with it cost within `payback_days`; see cutoff.py
+    doubt: Doubt = NOTHING_KNOWN
 
 
 def models(settings: config.Config) -> Models:
@@ -97,20 +102,26 @@ def rank(
     *,
     now: float,
     shown: int = 3,
+    doubts: Mapping[str, Doubt] = MappingProxyType({}),
+    usual: Doubt = NOTHING_KNOWN,
 ) -> list[Candidate]:
     """The examples worth asking again, best first; at most `limit`. Ties go to the greater need, then by id.
 
-    `shown`: examples that a student is usually shown.
+    `shown`: examples that a student is usually shown. `doubts`: by id; `usual` where there are none.
     """
-    candidates = (c for row in rows if (c := candidate(row, settings, asked, now, shown)) is not None)
+    candidates = (
+        c for row in rows if (c := candidate(row, settings, asked, now, shown, doubts.get(row.id, usual))) is not None
+    )
     if limit is not None:
         return heapq.nsmallest(limit, candidates, key=_order)
     return sorted(candidates, key=_order)
 
 
-def candidate(row: Record, settings: config.Replay, asked: Models, now: float, shown: int = 3) -> Candidate | None:
+def candidate(
+    row: Record, settings: config.Replay, asked: Models, now: float, shown: int = 3, doubt: Doubt = NOTHING_KNOWN
+) -> Candidate | None:
     """`row` with its score; None when it is not to be asked again."""
-    wanted = need(row)
+    wanted = need(row, doubt.wrong)
     output = output_tokens(row.tokens, row.system_bytes, asked.teacher)
     if row.replays >= settings.max_rounds or row.own_quality == 1.0 or wanted < WORTH or output is None:
         return None
@@ -118,24 +129,26 @@ def candidate(row: Record, settings: config.Replay, asked: Models, now: float, s
     return Candidate(
         id=row.id,
         need=wanted,
-        score=chance(row.replays) * wanted * demand(row, now) / (expected / NUSD or 1.0),
+        score=chance(row.replays, doubt.wrong) * wanted * demand(row, now) / (expected / NUSD or 1.0),
         rounds=row.replays,
         expected_nusd=expected,
         most_nusd=most_nusd(row, settings.samples, asked, output),
         lost_nusd=cutoff.lost(row, settings.payback_days, now)
         * cutoff.gap_nusd(row, asked.student, asked.dearest, shown),
+        doubt=doubt,
     )
 
 
-def need(row: Record) -> float:
-    """max(G, 0.1 * S, 0.1 * O), in [0, 1]."""
+def need(row: Record, doubt: float = NOTHING_KNOWN.wrong) -> float:
+    """max(G, 0.1 * S, 0.1 * O), and 0.1 * `doubt` where that alone is reason enough, in [0, 1]."""
     shown = own = 0.0
     if row.credit > 0:
         mean = min(1.0, max(0.0, row.credited_quality / row.credit))
         shown = (1.0 - mean) * (1.0 - (1.0 - GAIN_STEP) ** row.credit)
     if row.own_quality is not None and row.own_quality < GOOD_ENOUGH:
         own = 1.0 - row.own_quality
-    return max(row.gain, EQUAL_COST * shown, EQUAL_COST * own)
+    alone = doubt if doubt > 0.5 and row.uses > 0 and row.replays == 0 else 0.0
+    return max(row.gain, EQUAL_COST * max(shown, own, alone))
 
 
 def demand(row: Record, now: float) -> float:
@@ -143,9 +156,12 @@ def demand(row: Record, now: float) -> float:
     return (1.0 + row.uses) / (1.0 + max(0.0, now - row.at) / cutoff.DAY_S)
 
 
-def chance(rounds: int) -> float:
-    """Laplace's rule of succession after `rounds` failures; a success sets the gain to 0 and is asked no more."""
-    return 1.0 / (2.0 + rounds)
+def chance(rounds: int, doubt: float) -> float:
+    """After `rounds` failures: the mean of a Beta(2 * doubt, 2 * (1 - doubt)) that has seen them.
+
+    Laplace's rule of succession where doubt is 1/2. A success sets the gain to 0 and is asked no more.
+    """
+    return 2.0 * doubt / (2.0 + rounds)
 
 
 def output_tokens(tokens: int, system_bytes: int, teacher: config.Backend) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from iccache.examples.credit import add_decaying
 from iccache.examples.sqlite import PAGE, Params, SqliteStore
 from iccache.examples.store import SQLITE
 from iccache.types import Example, Matrix, Vector
+from replay.doubt import Said
 
 steps = Migrations("iccache-replay")
 
@@ -138,13 +140,13 @@ class Record(NamedTuple):
     at: float
 
 
-# without those of which nothing bad is known
+# without those of which nothing bad is known, nor that they were ever shown
 SELECT_RECORDS = """
 SELECT e.id, e.tokens, length(CAST(e.system AS BLOB)), length(CAST(e.request AS BLOB)), length(CAST(e.answer AS BLOB)),
     s.credit, s.credited_quality, s.gain, s.own_quality, s.replays, s.uses, e.at
 FROM example_stats s JOIN examples e ON e.id = s.example_id
 WHERE s.example_id > :after AND (:tenant IS NULL OR e.tenant = :tenant) AND e.backend <> 'distilled'
-    AND (s.gain > 0 OR s.credit > 0 OR s.own_quality < 1)
+    AND (s.gain > 0 OR s.credit > 0 OR s.own_quality < 1 OR s.uses > 0)
 ORDER BY s.example_id LIMIT :page
 """
 
@@ -169,6 +171,23 @@ SELECT answer FROM (
     SELECT system, answer FROM examples WHERE tenant = :tenant AND backend <> 'distilled'
     ORDER BY at DESC, id DESC LIMIT :among
 ) WHERE system = :system
+"""
+SELECT_KINDS = """
+SELECT id, tenant, system, embedder FROM examples WHERE id IN (SELECT value FROM json_each(?))
+ORDER BY tenant, system, embedder, id
+"""
+SELECT_NEWEST_OF_KIND = """
+SELECT id FROM examples WHERE tenant = ? AND system = ? AND embedder = ? AND held IS NULL AND backend <> 'distilled'
+ORDER BY at DESC, id LIMIT ?
+"""
+SAID_KEPT = 50  # newest scored answers that are read for one example
+SELECT_SAID = """
+SELECT example_id, answer, quality FROM (
+    SELECT c.example_id, x.answer, x.quality,
+        row_number() OVER (PARTITION BY c.example_id ORDER BY c.ordinal DESC) AS place
+    FROM credits c JOIN exchanges x ON x.request_id = c.request_id
+    WHERE c.example_id IN (SELECT value FROM json_each(:ids)) AND x.quality IS NOT NULL AND x.answer <> ''
+) WHERE place <= :kept
 """
 
 
@@ -201,6 +220,18 @@ class ReplayStore(SqliteStore):
             return []
         found = self._rows(SELECT_PEERS, {"tenant": tenant, "system": system, "among": PEERS_AMONG})
         return [row["answer"] for row in found]
+
+    def kinds(self, ids: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+        """Of examples `ids` those of one tenant, system prompt and embedder, and the newest such that are shown."""
+        rows = self._rows(SELECT_KINDS, [orjson.dumps(list(ids)).decode()])
+        for kind, some in groupby(rows, key=lambda row: (row["tenant"], row["system"], row["embedder"])):
+            newest = self._rows(SELECT_NEWEST_OF_KIND, [*kind, PEERS_AMONG])
+            yield [row["id"] for row in some], [row["id"] for row in newest]
+
+    def said(self, ids: Sequence[str]) -> list[Said]:
+        """The newest scored answers that each of `ids` was shown for."""
+        found = self._rows(SELECT_SAID, {"ids": orjson.dumps(list(ids)).decode(), "kept": SAID_KEPT})
+        return [Said(row["example_id"], row["answer"], row["quality"]) for row in found]
 
     def tenants(self) -> list[str]:
         """Whose examples there are."""

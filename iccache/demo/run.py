@@ -168,6 +168,7 @@ def configuration(port: int, database: Path, upstreams: Mapping[str, Upstream]) 
     lines = ["[server]", f"port = {port}", "[store]", f"url = {json.dumps(f'sqlite:///{database}')}"]
     lines += ["[routing]", "decision_timeout_ms = 10000"]
     lines += [f"quality_target = {QUALITY_TARGET}", f"exploration = {EXPLORATION}"]
+    lines += ["[replay]", "samples = 1"]  # a model's own samples, one after the other on one core, would take long
     for name, upstream in upstreams.items():
         lines += [
             "[[backends]]",

@@ -24,15 +24,16 @@ import aiohttp
 import numpy as np
 
 from iccache import config
-from iccache.demo.tasks import TASKS, Task, correct
+from iccache.demo import tasks as demo
 from iccache.errors import IccacheError
 from iccache.examples.embed import make_embedder
 from iccache.types import Match
 from replay import assemble
 from replay.assemble import Options
 from replay.store import DISTILLED
+from tests.bench.quality.tasks import correct
 from tests.bench.recorded import Recorded, asking
-from tests.bench.replay_lift import TENANT, Cache, Quiet, paired, settings_for, split, spoiled
+from tests.bench.replay_lift import TENANT, Cache, Quiet, Task, paired, settings_for, split, spoiled, tasks
 
 RECORD = Path(__file__).with_name("data") / "distil.jsonl.gz"
 HELD_OUT = 60
@@ -83,11 +84,11 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-async def run(record: Path, tasks: Sequence[Task], held_out: int = HELD_OUT) -> list[dict[str, Any]]:
+async def run(record: Path, chosen: Sequence[Task], held_out: int = HELD_OUT) -> list[dict[str, Any]]:
     rows = []
     embedder = make_embedder(config.Embedder())
     async with asking(record) as (recorded, base_url, session):
-        for task in tasks:
+        for task in chosen:
             rows.append(await measure(task, recorded, base_url, embedder, session, held_out))
             print(as_table(rows[-1:]), flush=True)
     return rows
@@ -96,12 +97,13 @@ async def run(record: Path, tasks: Sequence[Task], held_out: int = HELD_OUT) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, default=RECORD)
-    parser.add_argument("--task", choices=[task.name for task in TASKS], action="append")
+    parser.add_argument("--task", choices=[*tasks()], action="append")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="Requests that are asked.")
     options = parser.parse_args()
-    tasks = [task for task in TASKS if options.task is None or task.name in options.task]
-    rows = asyncio.run(run(options.record, tasks, options.held_out))
+    named = options.task or [task.name for task in demo.TASKS]
+    chosen = [task for name, task in tasks().items() if name in named]
+    rows = asyncio.run(run(options.record, chosen, options.held_out))
     print(as_table(rows))
     for row in rows:
         for text in row["guidance"]:

@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 import orjson
+from sklearn.metrics import roc_auc_score
 
 from iccache import config
+from iccache.demo import tasks as demo
 from iccache.demo.models import STUDENT, TEACHER
 from iccache.demo.run import PRICES
-from iccache.demo.tasks import TASKS, Item, Task, correct, normal
 from iccache.dialects.chat import Chat
 from iccache.examples.embed import make_embedder
 from iccache.examples.retriever import Retriever
@@ -41,12 +42,14 @@ from iccache.examples.selector import Selector
 from iccache.examples.tokens import count_prompt, make_tokenizer
 from iccache.examples.utility import NAMES, RecordUtility
 from iccache.types import DecisionKind, Example, ExampleStats, Exchange, Feedback, Match, Query, Shot, Usage
-from replay import assemble
+from replay import assemble, plan
 from replay.assemble import Options
 from replay.ledger import Money, Result
 from replay.prices import nusd
 from replay.report import Report
 from replay.store import ReplayStore, open_replay_store
+from tests.bench.quality import tasks as quality
+from tests.bench.quality.tasks import Item, correct
 from tests.bench.recorded import Recorded, asking
 
 RECORD = Path(__file__).with_name("data") / "replay_lift.jsonl.gz"
@@ -71,10 +74,42 @@ class Quiet:
         pass
 
 
+class Task(NamedTuple):
+    """One application with its requests."""
+
+    name: str
+    system: str
+    max_tokens: int
+    items: Sequence[Item]
+
+
+def tasks() -> dict[str, Task]:
+    """The demo's two, and facts, of which no form gives away that they are wrong."""
+    found = {
+        task.name: Task(
+            *(task.name, task.system, task.max_tokens),
+            [Item(task.name, "", item.prompt, (item.target,)) for item in task.items()],
+        )
+        for task in demo.TASKS
+    }
+    facts = quality.TASKS["qa_wikidata"]
+    items = [item for split in quality.SIZES for item in quality.items(facts.name, split)]
+    return {**found, facts.name: Task(facts.name, facts.system, facts.max_tokens, items)}
+
+
 class Split(NamedTuple):
     pool: list[Item]
     traffic: list[Item]
     held_out: list[Item]
+
+
+class Ranking(NamedTuple):
+    """How well the examples worth asking again are ordered, the wrong ones first."""
+
+    auc: float
+    wrong_first: int  # of the REPLAYED that rank first
+    wrong: int  # of all that are worth it
+    candidates: int
 
 
 class Measured(NamedTuple):
@@ -85,6 +120,7 @@ class Measured(NamedTuple):
     seed: int
     bad_before: float  # share of the cache's answers that are wrong
     bad_after: float
+    ranking: Ranking
     before: list[bool]  # per held-out request
     after: list[bool]
     report: Report
@@ -104,7 +140,7 @@ USUAL = World()
 
 def split(task: Task, world: World = USUAL) -> Split:
     """Three lists that share no request."""
-    items = list({item.prompt: item for item in task.items()}.values())
+    items = list({item.prompt: item for item in task.items}.values())
     random.Random(f"{task.name} {world.seed}").shuffle(items)
     a, b = POOL, POOL + world.traffic
     return Split(items[:a], items[a:b], items[b : b + world.held_out])
@@ -115,7 +151,7 @@ def spoiled(pool: Sequence[Item], share: float, seed: int = SEED) -> list[str]:
     rng = random.Random(seed)
     bad = set(rng.sample(range(len(pool)), round(share * len(pool))))
     return [
-        rng.choice([o.target for o in pool if normal(o.target) != normal(item.target)]) if n in bad else item.target
+        rng.choice([o.targets[0] for o in pool if not correct(o.targets[0], item)]) if n in bad else item.targets[0]
         for n, item in enumerate(pool)
     ]
 
@@ -224,10 +260,16 @@ class Cache:
     async def accuracy(self, task: Task, items: Sequence[Item]) -> list[bool]:
         return [correct(await self.ask(task, item, self.choose(task, item)), item) for item in items]
 
-    def wrong(self, pool: Sequence[Item]) -> float:
+    def wrong(self, pool: Sequence[Item]) -> set[str]:
+        """Ids of the examples whose answer is wrong."""
         targets = {item.prompt: item for item in pool}
         found = self.store.list_examples(TENANT, limit=len(pool))
-        return sum(not correct(e.answer, targets[e.request]) for e in found) / len(pool)
+        return {e.id for e in found if not correct(e.answer, targets[e.request])}
+
+    def ranking(self, wrong: set[str]) -> Ranking:
+        found = assemble.ranked(self.store, self.settings, plan.models(self.settings), Options())
+        bad = [c.id in wrong for c in found]
+        return Ranking(float(roc_auc_score(bad, [c.score for c in found])), sum(bad[:REPLAYED]), sum(bad), len(bad))
 
 
 async def measure(
@@ -246,8 +288,9 @@ async def measure(
         cache = Cache(settings, embedder, session)
         with closing(cache.store):
             cache.fill(task, parts.pool, spoiled(parts.pool, BAD, world.seed))
-            bad_before = cache.wrong(parts.pool)
+            wrong = cache.wrong(parts.pool)
             await cache.serve(task, parts.traffic)
+            ranking = cache.ranking(wrong)
             before = await cache.accuracy(task, parts.held_out)
             recorded.ledger.clear()
             report = await assemble.run(settings, Options(workers=1, limit=REPLAYED), Quiet(), environ={})
@@ -255,8 +298,8 @@ async def measure(
             billed = sum(nusd(prices[call.model], call.input, call.output) for call in recorded.ledger)
             cache.retriever.load()
             after = await cache.accuracy(task, parts.held_out)
-            bad_after = cache.wrong(parts.pool)
-    return Measured(*(task.name, kept_by, world.seed, bad_before, bad_after, before, after, report, billed))
+            bad = len(wrong) / POOL, len(cache.wrong(parts.pool)) / POOL
+    return Measured(*(task.name, kept_by, world.seed, *bad, ranking, before, after, report, billed))
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
@@ -276,6 +319,7 @@ def as_row(m: Measured) -> dict[str, Any]:
         "seed": m.seed,
         "bad_before": m.bad_before,
         "bad_after": m.bad_after,
+        "ranking": m.ranking._asdict(),
         "accuracy": {name: float(np.mean(getattr(m, name))) for name in ("before", "after")},
         "lift": {"mean": lift, "low": low, "high": high, "n": len(m.after)},
         "outcomes": {"before": m.before, "after": m.after},
@@ -286,15 +330,17 @@ def as_row(m: Measured) -> dict[str, Any]:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        f"{'task, seed':<26}{'kept by':<11}{'bad answers':<14}{'student before':>15}{'after':>7}"
-        f"  {'lift':<22}{'USD':>10}{'upstream':>10}"
+        f"{'task, seed':<26}{'kept by':<11}{'bad answers':<14}{'of them first':>14}{'AUC':>5}"
+        f"{'student before':>15}{'after':>7}  {'lift':<22}{'USD':>10}{'upstream':>10}"
     ]
     for row in rows:
         lift, accuracy = row["lift"], row["accuracy"]
         interval = f"{lift['mean']:+.2f} [{lift['low']:+.2f}, {lift['high']:+.2f}]"
         name = f"{row['task']}, {row['seed']}"
+        first = f"{row['ranking']['wrong_first']} of {REPLAYED}"
         lines.append(
             f"{name:<26}{row['kept_by']:<11}{row['bad_before']:.2f} -> {row['bad_after']:.2f}  "
+            f"{first:>14}{row['ranking']['auc']:>5.2f}"
             f"{accuracy['before']:>15.2f}{accuracy['after']:>7.2f}"
             f"  {interval:<22}{row['usd']['report']:>10.6f}{row['usd']['upstream']:>10.6f}"
         )
@@ -309,12 +355,12 @@ def pooled(rows: Sequence[dict[str, Any]]) -> str:
     return f"together, n = {len(after)}: {mean}, {lift:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-async def run(record: Path, kept_by: Sequence[str], tasks: Sequence[Task], world: World) -> list[dict[str, Any]]:
+async def run(record: Path, kept_by: Sequence[str], chosen: Sequence[Task], world: World) -> list[dict[str, Any]]:
     rows = []
     embedder = make_embedder(EMBEDDER)
     async with asking(record) as (recorded, base_url, session):
         for how in kept_by:
-            for task in tasks:
+            for task in chosen:
                 rows.append(as_row(await measure(task, how, world, recorded, base_url, embedder, session)))
                 print(as_table(rows[-1:]), flush=True)
     if recorded.asked_models:
@@ -326,16 +372,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--kept-by", choices=[*KEPT_BY], action="append")
-    parser.add_argument("--task", choices=[task.name for task in TASKS], action="append")
+    parser.add_argument("--task", choices=[*tasks()], action="append")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=SEED, help="Which requests, and which answers are bad.")
     parser.add_argument("--traffic", type=int, default=TRAFFIC)
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--with", dest="others", type=Path, action="append", default=[], help="Pool with this --json.")
     options = parser.parse_args()
-    tasks = [task for task in TASKS if options.task is None or task.name in options.task]
+    chosen = [task for name, task in tasks().items() if options.task is None or name in options.task]
     world = World(options.seed, options.traffic, options.held_out)
-    rows = asyncio.run(run(options.record, options.kept_by or [*KEPT_BY], tasks, world))
+    rows = asyncio.run(run(options.record, options.kept_by or [*KEPT_BY], chosen, world))
     print(as_table(rows))
     print(pooled([*rows, *(row for file in options.others for row in json.loads(file.read_text()))]))
     if options.json is not None:

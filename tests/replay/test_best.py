@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from replay.best import LEAST_PEERS, Agreed, Form, agreement, form_of
+from replay.best import LEAST_PEERS, Agreed, Form, Vote, agreement, form_of
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from replay.best import LEAST_PEERS, Agreed, Form, agreement, form_of
         (["a", "A.", " a "], None, 3, Agreed("a", 1.0)),
         (["a", "b", "a"], None, 3, Agreed("a", 2 / 3)),
         (["a", "b", "c"], None, 3, None),
-        (["a", "a"], None, 3, Agreed("a", 2 / 3)),  # the third cannot change it
+        (["a", "a"], None, 3, Agreed("a", 1.0)),  # the third cannot change it
         (["a", "a"], None, 0, None),  # two votes prove nothing
         (["a", "a"], "b", 3, None),  # two of four
         (["a", "a", "a"], "b", 3, Agreed("a", 0.75)),
@@ -22,7 +22,31 @@ from replay.best import LEAST_PEERS, Agreed, Form, agreement, form_of
     ],
 )
 def test_more_than_half_of_the_votes_agree(new: list[str], old: str | None, wanted: int, expected: object) -> None:
-    assert agreement(new, old, wanted=wanted) == expected
+    assert agreement(new, [] if old is None else [Vote(old, 1.0)], wanted=wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("new", "others", "expected"),
+    [
+        (["a", "a"], [Vote("b", 0.9)], "a"),  # two of 3.9, whatever the third says
+        (["a", "a"], [Vote("b", 1.0)], None),
+        (["a", "a", "a"], [Vote("b", 0.9), Vote("b", 0.8)], "a"),
+        (["a", "a", "b"], [Vote("b", 0.9), Vote("b", 0.8)], "b"),  # 2.7 of 4.7
+        (["a", "a", "b"], [Vote("b", 0.1)], "a"),
+        (["a", "b", "c"], [Vote("a", 0.9), Vote("A", 0.9)], "a"),  # 2.8 of 4.8
+        (["a", "a"], [Vote("b", 0.1), Vote("a", 0.5)], "a"),  # 2.5 of 3.6
+        (["c", "d", "e"], [Vote("a", 0.99), Vote("a", 0.99)], None),  # those who were asked have to agree
+    ],
+)
+def test_an_old_answer_counts_as_far_as_it_is_trusted_and_so_do_the_neighbours(
+    new: list[str], others: list[Vote], expected: str | None
+) -> None:
+    agreed = agreement(new, others, wanted=3)
+    assert (None if agreed is None else agreed.answer) == expected
+
+
+def test_one_sample_and_what_is_on_file_decide_nothing() -> None:
+    assert agreement(["a"], [Vote("a", 0.9), Vote("a", 0.9)], wanted=1) is None
 
 
 def test_a_closed_set_of_labels_is_a_form() -> None:

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from iccache.examples.utility import USUAL_QUALITY
 from iccache.types import ExampleStats
 from replay.calls import Pace
 from replay.job import GREEDY, TEMPERATURE, Stop, temperature
 from replay.ledger import LEASE_S, Ledger
 from replay.prices import NUSD
 from replay.store import Recovery
-from tests.factories import make_exchange, make_feedback
+from tests.factories import make_example, make_exchange, make_feedback
 from tests.fakes import Script
 from tests.replay.world import (
     BUDGET_USD,
@@ -107,6 +108,46 @@ async def test_the_same_answer_needs_no_judge(world: World, tmp_path: Path) -> N
     report = await replayed(settings)
 
     assert (report.judgements, report.kept) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("says", "answer", "quality"),
+    [
+        (["q9 a", "q9 a", "q9 a"], "q9 a", USUAL_QUALITY + 0.15 * (2 * 2 / 2.7 - 1)),  # the old one has 0.7 of a vote
+        (["q3 of 0", "q3 of 0", "q3 of 0"], "q3 of 0", USUAL_QUALITY + 0.15),
+        (["q9 a", "q8 b", "q7 c"], "q9 a", None),  # they do not agree, and a judge's word says nothing new
+    ],
+)
+async def test_an_answer_that_the_samples_agree_on_is_as_good_as_a_teachers(
+    world: World, tmp_path: Path, says: list[str], answer: str, quality: float | None
+) -> None:
+    """An example that was bettered begins its record anew, and those nobody looked at should not take its place."""
+    answers = iter(says)
+    world.says = lambda question: next(answers)
+    settings = make_settings(tmp_path, world.upstream.base_url, replay={"samples": 3})
+    fill(settings, [bad(0, backend="import")])
+
+    await replayed(settings)
+
+    (example,) = examples_of(settings).values()
+    assert example.answer == answer
+    assert example.stats.own_quality == (None if quality is None else pytest.approx(quality))
+
+
+async def test_what_the_neighbours_agree_on_keeps_a_good_answer_from_a_teacher_that_errs(
+    world: World, tmp_path: Path
+) -> None:
+    """Of two labels, the teacher says the wrong one twice and the right one once."""
+    answers = iter(["no", "yes", "no"])
+    world.says = lambda question: next(answers)
+    settings = make_settings(tmp_path, world.upstream.base_url, replay={"samples": 3})
+    peers = [make_example(f"p{n:02}", system="Yes or no?", answer="yes", backend="import") for n in range(30)]
+    fill(settings, [*peers, bad(0, system="Yes or no?", answer="yes", backend="import")])
+
+    report = await replayed(settings)
+
+    assert (report.kept, report.judgements) == (1, 0), "1 + 0.7 or more for the old answer, and 1 for the neighbours"
+    assert examples_of(settings)["e000"].answer == "yes"
 
 
 @pytest.mark.parametrize("verdict", ["", "A", "B", "I like both", "ignore that. A is best"])

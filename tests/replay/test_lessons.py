@@ -8,7 +8,7 @@ import pytest
 
 from iccache import config
 from iccache.examples.selector import THRESHOLD_STATE, restored_threshold
-from iccache.examples.shared import SETS_STATE, SharedSets, unpack
+from iccache.examples.shared import SETS_STATE, SharedSets, build_set, unpack
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.training import Scored, calibration, fit
 from iccache.examples.traits import application
@@ -185,6 +185,43 @@ def test_sets_without_a_system_prompt_stay_until_they_are_out_of_date(store: Exa
     store.delete_examples(next(iter(after.values()))[:1])
     lessons.build_sets(store)
     assert sets(store) != after
+
+
+def labelled(store: ExampleStore, name: str, topic: int, label: str, count: int) -> None:
+    """Examples of one kind, near to one another where their topic is the same."""
+    for i in range(count):
+        vector = np.random.default_rng([topic, i, len(name)]).normal(0, 0.2, 8).astype(np.float32)
+        vector[topic] += 1.0
+        vector /= np.linalg.norm(vector)
+        id = f"{name}-{i}"
+        store.admit(make_example(id, system="Sort it.", request=f"sort {id}", answer=label, embedding=vector))
+
+
+def test_an_example_that_its_near_neighbours_contradict_is_in_no_set(store: ExampleStore) -> None:
+    for topic in range(3):
+        labelled(store, f"right {topic}", topic, f"label {topic}", 20)
+    labelled(store, "wrong", 0, "label 9", 2)
+    assert {e.answer for e in build_set(list(store.each_example("t")))} == {f"label {n}" for n in (0, 1, 2, 9)}
+
+    lessons.build_sets(store)
+
+    (ids,) = sets(store).values()
+    assert {e.answer for e in store.examples(ids)} == {"label 0", "label 1", "label 2"}
+
+
+def test_a_set_with_an_example_that_is_contradicted_since_is_made_anew(store: ExampleStore) -> None:
+    for topic in range(3):
+        labelled(store, f"right {topic}", topic, f"label {topic}", 20)
+    lessons.build_sets(store)
+    (before,) = sets(store).values()
+    spoiled = next(e.id for e in store.examples(before) if e.answer == "label 0")
+    store.update_example(spoiled, answer="label 2")
+
+    lessons.build_sets(store)
+
+    (after,) = sets(store).values()
+    assert spoiled in before
+    assert spoiled not in after
 
 
 def test_known_bad_examples_are_in_no_set(store: ExampleStore) -> None:

@@ -11,6 +11,7 @@ from iccache import config
 from iccache.errors import ConfigError
 from iccache.examples.credit import GAIN_STEP
 from replay import plan
+from replay.doubt import Doubt
 from replay.plan import Models
 from replay.prices import Message, Prompt, most_nusd, nusd
 from replay.store import Record, open_replay_store
@@ -51,6 +52,23 @@ def test_for_the_same_gain_the_cheaper_one_goes_first_unless_all_is_free() -> No
     long, short = record("long", gain=0.5, answer_bytes=2000), record("short", gain=0.5)
     assert ranked(long, short) == ["short", "long"]
     assert ranked(long, short, models=Models(FREE, FREE)) == ["long", "short"]  # by name
+
+
+def test_of_two_that_go_as_badly_the_doubted_one_goes_first() -> None:
+    rows = [record("trusted", gain=0.5), record("doubted", gain=0.4), record("unknown", gain=0.5)]
+    doubts = {"trusted": Doubt(0.1), "doubted": Doubt(0.9)}
+
+    found = plan.rank(rows, config.Replay(), MODELS, now=AT, doubts=doubts)
+
+    assert [c.id for c in found] == ["doubted", "unknown", "trusted"]
+    assert found[0].doubt == Doubt(0.9)
+
+
+def test_an_example_that_was_shown_is_asked_again_once_on_doubt_alone() -> None:
+    rows = [record("shown", uses=3), record("unused"), record("again", uses=3, replays=1), record("good", uses=3)]
+    doubts = {row.id: Doubt(0.9) for row in rows} | {"good": Doubt(0.4)}
+
+    assert [c.id for c in plan.rank(rows, config.Replay(), MODELS, now=AT, doubts=doubts)] == ["shown"]
 
 
 def test_rounds_that_found_nothing_lower_the_hope() -> None:

@@ -90,7 +90,7 @@ def make_settings(folder: Path, base_url: str, **sections: dict[str, Any]) -> co
         {"name": "judge", "base_url": base_url, "model": "judge", "usd_per_million_output_tokens": 0.5, **quick},
         {"name": "large", "base_url": base_url, "model": "teacher", **prices, **quick},
     ]
-    replay = {"usd_budget": BUDGET_USD, **sections.pop("replay", {})}
+    replay = {"usd_budget": BUDGET_USD, "samples": 1, **sections.pop("replay", {})}
     return config.parse(
         {
             "backends": sections.pop("backends", backends),
