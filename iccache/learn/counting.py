@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 
 from iccache import config
 from iccache.learn.access import InForce
@@ -15,16 +17,26 @@ from router.types import Decision
 
 log = logging.getLogger(__name__)
 
+SAID_EVERY_S = 1.0
 QUALITY_MEMORY = 0.05  # weight of the newest in the moving average that is exported
 
 
 class Counting:
     """Requests, tokens, money and quality, counted once each."""
 
-    def __init__(self, in_force: InForce, metrics: Metrics, spending: Spending) -> None:
+    def __init__(
+        self,
+        in_force: InForce,
+        metrics: Metrics,
+        spending: Spending,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.in_force = in_force
         self.metrics = metrics
         self.spending = spending
+        self.clock = clock
+        self._said_at = -math.inf  # when a record that was not made was last told of
+        self._unsaid = 0  # how many were not made since
         self._quality: dict[str, float] = {}
         self._bias: dict[str, float] = {}  # as it is exported
 
@@ -70,8 +82,15 @@ class Counting:
         self.metrics.dropped.labels("max_bytes").inc()
 
     def dropped(self, exc: Exception, request_id: str) -> None:
+        """Told of once a second at most: a full disk drops every exchange, and may be the log's own."""
         self.metrics.dropped.labels("store").inc()
-        log.error("%s is not recorded: %s", request_id, exc)
+        now = self.clock()
+        if now - self._said_at < SAID_EVERY_S:
+            self._unsaid += 1
+            return
+        others = f" (and {self._unsaid} before it)" if self._unsaid else ""
+        log.error("%s is not recorded: %s%s", request_id, exc, others)
+        self._said_at, self._unsaid = now, 0
 
     def lost(self, count: int) -> None:
         """Exchanges that are not recorded for a reason that nobody foresaw."""
