@@ -14,7 +14,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,25 +110,21 @@ class SqliteStore:
 
     # transactions
 
+    def transaction(self) -> AbstractContextManager[None]:
+        return Savepoint(self) if self._depth else self._outermost()
+
     @contextmanager
-    def transaction(self) -> Generator[None]:
+    def _outermost(self) -> Generator[None]:
         with self._translated():
-            if self._depth:
-                self._require_open()
-                deleted = len(self._deleted)
-                try:
-                    with self._nested(), self._db.atomic():
-                        yield
-                except BaseException:
-                    del self._deleted[deleted:]
-                    raise
-                return
             # IMMEDIATE: a transaction that starts by reading could not become a writing one once another has written
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._require_file()
-                with self._nested():
+                self._depth += 1
+                try:
                     yield
+                finally:
+                    self._depth -= 1
                 self._require_open()
                 self._db.commit()
             except BaseException:
@@ -153,14 +149,6 @@ class SqliteStore:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 
-    @contextmanager
-    def _nested(self) -> Generator[None]:
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-
     def _require_open(self) -> None:
         """A full disk can end a transaction in the middle: what follows must not be written outside of it."""
         if not self._db.conn.in_transaction:
@@ -178,7 +166,8 @@ class SqliteStore:
             before = self._outcome(exchange.request_id)
             if before is not None and before.complete and not exchange.complete:
                 return
-            self._write(UPSERT_EXCHANGE, _exchange_row(exchange))
+            row = _exchange_row(exchange)
+            self._write(UPSERT_EXCHANGE, [row[column] for column in EXCHANGE_COLUMNS])
             self._count_uses(exchange.request_id)
             if before is not None and before.quality is not None:
                 after = self._outcome(exchange.request_id)
@@ -955,6 +944,43 @@ class SqliteStore:
             return self._db.execute(sql, params).rowcount
 
 
+class Savepoint:
+    """A part of a transaction that can be undone alone. Named by its depth: SQLite prepares a statement once, but one
+    that has another name each time anew, which takes longer than all that is done between.
+    """
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        store = self._store
+        store._require_open()
+        self._name, self._deleted = f"depth_{store._depth}", len(store._deleted)
+        with store._translated():
+            store._db.conn.execute(f"SAVEPOINT {self._name}")
+        store._depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        store, conn = self._store, self._store._db.conn
+        store._depth -= 1
+        if exc is None:
+            try:
+                with store._translated():
+                    conn.execute(f"RELEASE {self._name}")
+            except BaseException:
+                del store._deleted[self._deleted :]
+                raise
+            return
+        del store._deleted[self._deleted :]
+        with store._translated():
+            if conn.in_transaction:  # else the failure has undone all of it
+                conn.execute(f"ROLLBACK TO {self._name}")
+                conn.execute(f"RELEASE {self._name}")
+        store._translated().__exit__(kind, exc, traceback)
+
+
 class Translated:
     """Turns what SQLite raises inside the block into a StoreError that names the file and the cure."""
 
@@ -1025,8 +1051,8 @@ def _assignments(columns: Sequence[str]) -> str:
 
 # S608 below: made of the column names above, never of data
 UPSERT_EXCHANGE = (
-    f"INSERT INTO exchanges ({_names(EXCHANGE_COLUMNS)}) VALUES ({_values(EXCHANGE_COLUMNS)})"  # noqa: S608
-    f" ON CONFLICT (request_id) DO UPDATE SET {_assignments(EXCHANGE_COLUMNS[1:])}"
+    f"INSERT INTO exchanges ({_names(EXCHANGE_COLUMNS)}) VALUES ({', '.join('?' * len(EXCHANGE_COLUMNS))})"  # noqa: S608
+    f" ON CONFLICT (request_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in EXCHANGE_COLUMNS[1:])}"
 )
 INSERT_EXAMPLE = f"INSERT INTO examples ({_names(EXAMPLE_COLUMNS)}) VALUES ({_values(EXAMPLE_COLUMNS)})"  # noqa: S608
 REPLACE_EXAMPLE = f"UPDATE examples SET {_assignments(EXAMPLE_COLUMNS[1:])} WHERE id = :id"  # noqa: S608

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from iccache.errors import StoreError
@@ -26,6 +26,7 @@ AT_ONCE = 256  # exchanges in one transaction
 MOST_CHARS = 65_536  # kept of a text, four times as many of a system prompt; no example may be as long
 CUT_OFF = 512  # at the end of what is kept of a longer one: where something to redact may have been cut in two
 CUT = "[CUT]"
+_values = attrgetter(*Exchange.__slots__)
 MOST_WAITING = 10_000  # exchanges that wait; further ones are dropped, and counted
 
 
@@ -146,12 +147,11 @@ class Recorder:
     def redacted(self, exchange: Exchange) -> Exchange:
         """`exchange` as it may be written. Of very long texts no more than their beginning, since a regular expression
         holds up the whole process for as long as it runs."""
-        return replace(
-            exchange,
-            task=self._clean(exchange.task, MOST_CHARS),
-            answer=self._clean(exchange.answer, MOST_CHARS),
-            system=self._clean(exchange.system, 4 * MOST_CHARS),
-        )
+        safe = Exchange(*_values(exchange))  # `dataclasses.replace` takes five times as long
+        safe.task = self._clean(exchange.task, MOST_CHARS)
+        safe.answer = self._clean(exchange.answer, MOST_CHARS)
+        safe.system = self._clean(exchange.system, 4 * MOST_CHARS)
+        return safe
 
     def _clean(self, text: str, most: int) -> str:
         if len(text) <= most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -278,3 +279,39 @@ def test_embeddings_stream_in_constant_memory(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert peak < 3 * PAGE * 384 * 4
+
+
+def test_recording_says_the_same_to_sqlite_each_time(tmp_path: Path) -> None:
+    """What is said in new words each time is prepared anew each time: that took longer than the record itself."""
+    with closing(SqliteStore(tmp_path / "ic.db")) as store:
+        said: list[str] = []
+
+        def record(i: int) -> None:
+            with store.transaction(), store.transaction(), store.transaction():
+                store.record(make_exchange(request_id=f"r{i}"))
+
+        record(0)
+        store._db.conn.set_trace_callback(said.append)
+        record(1)
+        first, said[:] = [re.sub(r"'(?:[^']|'')*'", "?", s) for s in said], []
+        record(2)
+        again = [re.sub(r"'(?:[^']|'')*'", "?", s) for s in said]
+        assert again == first and len(first) > 8
+
+
+def test_a_part_that_fails_is_undone_alone_however_deep(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "ic.db")) as store:
+        with store.transaction():
+            store.record(make_exchange(request_id="outer"))
+            for failing in (StoreError("x"), KeyError("y")):
+                with pytest.raises(type(failing)), store.transaction():
+                    store.record(make_exchange(request_id="undone"))
+                    with store.transaction():
+                        store.record(make_exchange(request_id="undone too"))
+                        raise failing
+            with pytest.raises(StoreError), store.transaction():
+                store._db.conn.execute("INSERT INTO nowhere VALUES (1)")
+            with store.transaction():
+                store.record(make_exchange(request_id="inner"))
+        kept = [store.exchange(id) is not None for id in ("outer", "undone", "undone too", "inner")]
+        assert kept == [True, False, False, True]
