@@ -124,7 +124,7 @@ class Selector:
             if len(shown) >= most or not match.utility >= self.threshold:  # a utility that is no number is not shown
                 break
             cost = tokens_of(match.example)
-            if crowded(match.example, [m.example for m in shown], asker, of_one):
+            if match.example.subject is not None and crowded(match.example, [m.example for m in shown], asker, of_one):
                 continue
             if cost > room or any(same(match.example, other.example) for other in shown):
                 continue

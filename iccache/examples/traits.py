@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from iccache.types import Example
+from iccache.types import Example, ExampleStats
 
 WORDS_FROM = 2000  # characters of a text that are compared word by word
 _WORD = re.compile(r"\w+")
@@ -24,6 +24,7 @@ class Traits(NamedTuple):
     answer_length: float  # log(1 + characters)
     asked: str  # its request without the space around it: the very same text where there is none
     answered: str  # its answer, likewise
+    record: tuple[float, ...]  # credit, credited quality, own quality or 0.5, whether that is known, log(1 + uses)
 
 
 def traits(example: Example) -> Traits:
@@ -39,8 +40,20 @@ def traits(example: Example) -> Traits:
             math.log1p(len(example.answer)),
             example.request.strip(),
             example.answer.strip(),
+            _record(example.stats),
         )
     return known
+
+
+def _record(stats: ExampleStats) -> tuple[float, ...]:
+    own = stats.own_quality
+    return (
+        stats.credit,
+        stats.credited_quality,
+        0.5 if own is None else own,
+        float(own is not None),
+        math.log1p(stats.uses),
+    )
 
 
 def plain(answer: str) -> str:

@@ -26,6 +26,13 @@ class CachedEmbedder:
     def embed(self, texts: Sequence[str]) -> Matrix:
         if not texts:
             return np.empty((0, self.dim), np.float32)
+        if len(texts) == 1:  # as nearly always while serving
+            key = _key(texts[0])
+            vector = self._known.get(key)
+            if vector is None:
+                vector = self.inner.embed(texts)[0]
+            self._remember({key: vector})
+            return vector[np.newaxis].copy()
         keys = [_key(text) for text in texts]
         found = {key: self._known[key] for key in keys if key in self._known}
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}

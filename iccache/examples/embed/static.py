@@ -86,6 +86,8 @@ class StaticEmbedder:
         self._gram_weight = np.float32(self._usual_length() / np.sqrt(self._rows.shape[1] * GRAM))
 
     def embed(self, texts: Sequence[str]) -> Matrix:
+        if len(texts) == 1:
+            return self._one(texts[0])[np.newaxis]
         return np.stack([self._one(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
 
     def _one(self, text: str) -> Vector:
