@@ -7,6 +7,7 @@ api/            `answer`, below                                                 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -206,7 +207,8 @@ class Pipeline:
         may = [b for b in plan.candidates if self.fleet.within_limits(b.name)] or plan.candidates
         arms = [self.arm(b, plan) for b in may]
         standing = self.learner.standing(call.tenant, kind_of(ask.system))
-        decision = self.router.route(signals(plan), arms, self.fleet.load.load(started), standing)
+        u = drawn_for(call.tenant, ask.controls.session)
+        decision = self.router.route(signals(plan), arms, self.fleet.load.load(started), standing, u)
         self.metrics.stage_seconds.labels("route").observe(self.clock() - started)
         speaking = [b for b in self.directory.by_price if b.name in plan.order]
         order = self.directory.with_fallbacks(self.directory.names[decision.arm], speaking)
@@ -373,6 +375,15 @@ class Pipeline:
         """A backend as the router sees it, with what this request is expected to cost there."""
         usd = plan.expected_usd(backend, self.settings.selection.placement)
         return Arm(backend.name, usd, backend.name in self.directory.teachers, list_price=price(backend))
+
+
+def drawn_for(tenant: str, session: str | None) -> float | None:
+    """In [0, 1), uniform over sessions and the same for all of one: so that those of its requests which are routed at
+    the same time, or by workers that do not know of each other's yet, are likely to meet at one backend."""
+    if session is None:
+        return None
+    digest = hashlib.blake2b(f"{tenant}\0{session}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 def broken_stream(error: BackendError) -> RequestError:

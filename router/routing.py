@@ -74,9 +74,11 @@ class Router:
         arms: Sequence[Arm],
         load: float,
         standing: Mapping[str, Standing] = NOTHING_KNOWN,
+        u: float | None = None,
     ) -> Decision:
         """Decide one request among `arms` (any number >= 1, in any order) at the smoothed `load` >= 0. `standing`, by
-        arm, is what the floor says of requests like this one."""
+        arm, is what the floor says of requests like this one. `u` in [0, 1), uniform over requests, is what is drawn
+        with, where requests are to be drawn for alike; None: the generator's next."""
         names = tuple(arm.name for arm in arms)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"arms must be at least one, with different names, not {list(names)}")
@@ -88,7 +90,7 @@ class Router:
         explored = self._explored(left, self._allowed(names, dearest, standing), dearest)
         probabilities = [(1 - self.holdout_share) * share for share in explored]
         probabilities[dearest] += self.holdout_share
-        u = float(self._rng.random())
+        u = float(self._rng.random()) if u is None else u
         held_out = u < self.holdout_share
         preferred = wanted = dearest
         if not held_out:

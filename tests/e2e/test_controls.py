@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -194,22 +195,32 @@ async def test_a_word_that_is_neither_yes_nor_no_is_refused(w: World) -> None:
 
 
 async def test_a_session_stays_on_one_backend_also_after_a_restart(tmp_path: Path) -> None:
-    stays: dict[str, set[str | None]] = {}
-    for seed in (1, 2):
-        async with world(tmp_path, seed=seed, routing={"policy": "uniform"}) as w:
-            for name in ("a", "b", "c", "d", "e", "f"):
-                for i in range(3):
-                    by_header = i % 2
+    begun = {name: ("small", "large")[n % 2] for n, name in enumerate("abcdef")}  # whatever would be drawn for it
+    async with world(tmp_path, routing={"policy": "uniform"}) as w:
+        for name, backend in begun.items():
+            await w.recorded((await w.ask("message", backend, {"x-iccache-session": name})).id)
+    for _ in range(2):
+        async with world(tmp_path, routing={"policy": "uniform"}) as w:
+            for name, backend in begun.items():
+                for by_header in (False, True):
                     answered = await w.ask(
-                        f"message {i}",
+                        "another message",
                         headers={"x-iccache-session": name} if by_header else {},
                         **({} if by_header else {"iccache": {"session": name}}),
                     )
-                    assert answered.header("decision") == "routed"
-                    stays.setdefault(name, set()).add(answered.header("backend"))
-                    await w.recorded(answered.id)
-    assert all(len(backends) == 1 for backends in stays.values())
-    assert len(set.union(*stays.values())) == 2  # not all of them on the same
+                    assert (answered.header("decision"), answered.header("backend")) == ("routed", backend)
+
+
+async def test_what_a_session_asks_at_once_meets_at_one_backend(tmp_path: Path) -> None:
+    """None of them knows of the others yet: as where several workers share a session."""
+    async with world(tmp_path, routing={"policy": "uniform"}) as w:
+        met: list[str | None] = []
+        for name in "abcdefgh":
+            asking = [w.ask(f"message {i}", headers={"x-iccache-session": name}) for i in range(4)]
+            backends = {answered.header("backend") for answered in await asyncio.gather(*asking)}
+            assert len(backends) == 1
+            met += backends
+        assert set(met) == {"small", "large"}  # sessions are spread as requests are
 
 
 async def test_requests_without_a_session_share_none(tmp_path: Path) -> None:

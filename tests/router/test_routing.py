@@ -43,6 +43,17 @@ def test_arms_are_drawn_as_often_as_logged(changes):
     assert {d.propensity for d in decisions} <= set(p.tolist())
 
 
+def test_a_draw_that_is_given_is_the_one_that_is_made():
+    r, rng = router(holdout_share=0.1), np.random.default_rng(1)
+    for u in rng.random(50).tolist():
+        drawn = [r.route(PLAIN, ARMS, 1.0, u=u) for _ in range(2)]
+        assert drawn[0].arm == drawn[1].arm and drawn[0].held_out == drawn[1].held_out
+    counts = [r.route(PLAIN, ARMS, 1.0, u=(i + 0.5) / 2000).arm for i in range(2000)]
+    p = dict(zip(drawn[0].names, drawn[0].probabilities.tolist(), strict=True))
+    for name, share in p.items():  # as often as logged, where `u` is uniform
+        assert counts.count(name) / 2000 == pytest.approx(share, abs=2e-3)
+
+
 def test_an_arm_of_probability_0_is_never_drawn():
     class Last:
         def random(self):
