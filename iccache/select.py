@@ -292,7 +292,10 @@ class Select:
         students = tuple([(student.name, self._request_tokens(student, job)) for student in job.students])
         cap = ask.controls.examples
         key = (students, job.request_tokens, ask.max_output_tokens, cap, ask.system, ask.form, ask.stop)
-        kept: dict[Any, Ranking] = recalled.__dict__.setdefault("rankings", {})
+        kept: dict[Any, Ranking] | None = recalled.__dict__.get("rankings")
+        if kept is None:  # for the first time: most texts do not come again
+            recalled.__dict__["rankings"] = {}
+            return self._worked_out(job, recalled)
         known = kept.get(key)
         if known is not None and known.revision == revision:
             return known.choices
