@@ -5,20 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.choice import choice_shares
 from router.policy import one_hot
 from router.regression import Regressions
 from router.types import Arm, Matrix, Vector, price_order, request_order
 
-LEAST_EVIDENCE = 20.0  # feedbacks before an arm can be certified
-LOWER_95 = 1.6448536269514722  # standard deviations to the lower 95 % bound of a Gaussian
 CURIOSITY = 100.0  # feedbacks: at as many, an arm's spread has come down from 1 to 0.71
 
 
 class Linear(Regressions):
-    """What both have in common: scores, and who is certified.
+    """What both have in common: their scores.
 
     The bar is `quality_target` times the dearest arm's expected quality. The load bias moves the bar along with the
     largest bias, that is, every arm gains (the largest bias - its own) against a bar that stands still. Cheaper arms
@@ -28,16 +25,6 @@ class Linear(Regressions):
 
     def scores(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector) -> Vector:
         return np.array(self.believed(x, arms)[0]) - load_bias
-
-    def certified(self, x: Matrix, arms: Sequence[Arm], quality_target: float) -> NDArray[np.bool_]:
-        """(n_arms,): at least `LEAST_EVIDENCE` feedbacks, and a lower 95 % bound of the posterior at or above the bar.
-
-        It is the bound of one request's posterior under the linear model, not one that holds at all times at once.
-        """
-        means, sds = self.beliefs(x, arms)
-        enough = self.counts(arms) >= LEAST_EVIDENCE
-        proved: NDArray[np.bool_] = enough & (means - LOWER_95 * sds >= bar(means, arms, quality_target))
-        return proved
 
 
 def bar(means: Vector | Sequence[float], arms: Sequence[Arm], quality_target: float) -> float:

@@ -91,9 +91,6 @@ class NeuralThompson:
     def scores(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector) -> Vector:
         return self.heads_.scores(self.hidden(x), arms, load_bias)
 
-    def certified(self, x: Matrix, arms: Sequence[Arm], quality_target: float) -> NDArray[np.bool_]:
-        return self.heads_.certified(self.hidden(x), arms, quality_target)
-
     def hidden(self, x: Matrix) -> Matrix:
         """(n, n_features) -> (n, 1 + SECOND)."""
         return self._forward(x)[1]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.reward import checked_quality
 from router.types import Arm, Matrix, Vector, price_order, request_order
@@ -21,10 +20,6 @@ class Policy(Protocol):
 
     def scores(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector) -> Vector:
         """(n_arms,): S_i, expected quality less the load bias."""
-        ...
-
-    def certified(self, x: Matrix, arms: Sequence[Arm], quality_target: float) -> NDArray[np.bool_]:
-        """(n_arms,): whether the evidence so far says, with some confidence, that the arm keeps `quality_target`."""
         ...
 
     def learn(self, arm: str, x: Vector, quality: float, previous: float | None = None, *, age: int = 0) -> None:
@@ -48,9 +43,6 @@ class Fixed:
 
     def scores(self, x: Matrix, arms: Sequence[Arm], load_bias: Vector) -> Vector:
         return np.negative(load_bias)
-
-    def certified(self, x: Matrix, arms: Sequence[Arm], quality_target: float) -> NDArray[np.bool_]:
-        return np.ones(len(arms), dtype=bool)  # a baseline is to do what it is named for
 
     def learn(self, arm: str, x: Vector, quality: float, previous: float | None = None, *, age: int = 0) -> None:
         checked_quality(quality)
