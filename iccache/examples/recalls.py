@@ -13,7 +13,7 @@ from typing import NamedTuple
 from iccache.examples.at_hand import CONFIRMED_FOR_S
 from iccache.types import Query, Recalled
 
-KEPT = 1000  # texts; each refers to as many examples as are recalled
+KEPT = 250  # texts; each refers to as many examples as are recalled, some 50 kB where no other text refers to them
 LONGEST_CHARS = 8_000  # of a text that is remembered
 LONGEST_S = 60.0  # that a text is remembered: examples age, and some grow too old to be recalled
 
