@@ -111,7 +111,7 @@ def _around(rule: Rule, text: str) -> Iterator[str]:
 
 BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 END = re.compile(r"-----END (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
-KEY_BODY = re.compile(r"(?:(?:\s|\\[rn])*+[A-Za-z0-9+/=]{20,}+)*+")
+KEY_LINE = re.compile(r"(?:\s|\\[rn])*[A-Za-z0-9+/=]{20,}")
 
 
 def _around_private_keys(text: str) -> Iterator[str]:
@@ -122,12 +122,18 @@ def _around_private_keys(text: str) -> Iterator[str]:
     while begin := BEGIN.search(text, done):
         end = END.search(text, begin.end()) if ends_left else None
         ends_left = end is not None
-        body = KEY_BODY.match(text, begin.end())
-        stop = end.end() if end else body.end() if body else begin.end()
+        stop = end.end() if end else _end_of_key(text, begin.end())
         yield text[done : begin.start()]
         yield "[PRIVATE_KEY]" if stop > begin.end() else begin.group()
         done = stop
     yield text[done:]
+
+
+def _end_of_key(text: str, at: int) -> int:
+    """Where the lines from `at` on no longer look like a key."""
+    while line := KEY_LINE.match(text, at):
+        at = line.end()
+    return at
 
 
 def _email(text: str) -> int:

@@ -58,6 +58,7 @@ class Verdicts:
         self.news()
 
     async def _unknown(self, tenant: str, verdict: Verdict) -> RequestError:
+        """Names the one that is not this tenant's: of another's it is not told that there is such a request."""
         param = "request_id"
         if verdict.preferred_over is not None:
             exchange = await self.access.read(lambda store: store.exchange(verdict.request_id))

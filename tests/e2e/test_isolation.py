@@ -93,7 +93,8 @@ async def test_no_verdict_on_anothers_answer(w: World) -> None:
         {"request_id": theirs.id, "preferred_over": mine.id},
     ):
         answered = await w.post("/v1/feedback", verdict, key("a"))
-        unknown = await w.post("/v1/feedback", verdict | {"request_id": "req_none"}, key("a"))
+        named = {name: "req_none" if value == theirs.id else value for name, value in verdict.items()}
+        unknown = await w.post("/v1/feedback", named, key("a"))
         assert answered.status == 404
         assert answered.body == unknown.body  # it does not even tell that there is such a request
     for request_id in (mine.id, theirs.id):
