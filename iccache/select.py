@@ -289,43 +289,44 @@ class Select:
         anything was learned or set that ranking goes by. Not kept where other writers' examples were found: what they
         may be shown depends on how often they were of late."""
         ask, revision = job.ask, (self.revision, self.ways.revision, self.shared.revision)
-        students = tuple([(student.name, self._request_tokens(student, job)) for student in job.students])
+        tokens = {student.name: self._request_tokens(student, job) for student in job.students}
         cap = ask.controls.examples
-        key = (students, job.request_tokens, ask.max_output_tokens, cap, ask.system, ask.form, ask.stop)
+        key = (tuple(tokens.items()), job.request_tokens, ask.max_output_tokens, cap, ask.system, ask.form, ask.stop)
         kept: dict[Any, Ranking] | None = recalled.__dict__.get("rankings")
         if kept is None:  # for the first time: most texts do not come again
             recalled.__dict__["rankings"] = {}
-            return self._worked_out(job, recalled)
+            return self._worked_out(job, recalled, tokens)
         known = kept.get(key)
         if known is not None and known.revision == revision:
             return known.choices
-        choices = self._worked_out(job, recalled)
+        choices = self._worked_out(job, recalled, tokens)
         if all(example.subject is None for example, _ in recalled.nearest):
             if len(kept) >= RANKINGS_KEPT:
                 kept.clear()
             kept[key] = Ranking(revision, choices)
         return choices
 
-    def _worked_out(self, job: Job, recalled: Recalled) -> Mapping[str, Choice]:
+    def _worked_out(self, job: Job, recalled: Recalled, tokens: Mapping[str, int]) -> Mapping[str, Choice]:
+        """`tokens`: of the request, as each student counts."""
         recalled = recalled._replace(nearest=self.trust.sift(fitting(recalled.nearest, job.ask), job.ask.subject))
         rows = candidate_rows(recalled.nearest, request=job.ask.task, system=job.ask.system, now=job.now)
-        return {student.name: self._for(student, job, recalled, rows) for student in job.students}
+        return {student.name: self._for(student, job, recalled, rows, tokens[student.name]) for student in job.students}
 
     def _note_showings(self, job: Job, showings: Mapping[str, Showing]) -> None:
         for showing_ in showings.values():
             self.showings.add(job.tenant, job.ask.subject, [m.example for m in showing_.shown])
 
-    def _for(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows) -> Choice:
+    def _for(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows, tokens: int) -> Choice:
         """Put the request's own examples and the shared set beside nothing."""
         ask = job.ask
         local = self.ways.near(job.tenant, student.name, recalled.embedding, ask.system)
-        own = self._own(student, job, recalled, rows, local)
+        own = self._own(student, job, recalled, rows, local, tokens)
         offers = {Way.NONE: showing.NOTHING}
         seen: dict[Way, Shown] = {}
         if own.shown:
             offers[Way.OWN] = self._offer(student, job, own.shown, student.usd_per_million_input_tokens)
             seen[Way.OWN] = own.seen
-        shared = self._shared(student, job, recalled)
+        shared = self._shared(student, job, recalled, tokens)
         if shared:
             cached = student.usd_per_million_cached_input_tokens
             price = student.usd_per_million_input_tokens if cached is None else cached
@@ -348,11 +349,13 @@ class Select:
         others = choice.offers[Way.SHARED].shown
         return Showing(shown, choice.own + tuple(m for m in others if m.example.id not in known), taken)
 
-    def _own(self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows, local: Local) -> Selection:
+    def _own(
+        self, student: config.Backend, job: Job, recalled: Recalled, rows: Rows, local: Local, tokens: int
+    ) -> Selection:
         return self.selector.select(
             recalled,
             student_window_tokens=student.context_window_tokens,
-            request_tokens=self._request_tokens(student, job),
+            request_tokens=tokens,
             reply_tokens=self._reply(job),
             cap=job.ask.controls.examples,
             request=job.ask.task,
@@ -371,14 +374,14 @@ class Select:
             return job.request_tokens
         return count_prompt(self.tokenizers[student.tokenizer], [job.ask.prompt])
 
-    def _shared(self, student: config.Backend, job: Job, recalled: Recalled) -> tuple[Match, ...]:
+    def _shared(self, student: config.Backend, job: Job, recalled: Recalled, tokens: int) -> tuple[Match, ...]:
         """The shared set as it may be shown for this request: whole, or not at all."""
         limits, cap = self.settings.selection, job.ask.controls.examples
         if not limits.shared_examples or not self._wanted(job):
             return ()
         examples = self.shared.of(job.tenant, application(job.ask.system), recalled.embedding)
         examples = examples[-limits.shared_examples :]
-        window = student.context_window_tokens - self._request_tokens(student, job) - self._reply(job)
+        window = student.context_window_tokens - tokens - self._reply(job)
         tokens_of = self.tokens_of.get(student.tokenizer, example_tokens)
         if (
             not examples

@@ -28,17 +28,7 @@ def fitting(recalled: Sequence[tuple[Example, float]], ask: Ask) -> list[tuple[E
     """
     prompts = {_instructions(e.system) for e, _ in recalled if 0 < len(e.system) <= INSTRUCTIONS}
     varied = len(prompts) >= VARIED and 2 * len(prompts) > len(recalled)
-    if ask.form is not None or ask.stop:
-        return [(e, similarity) for e, similarity in recalled if fits(e, ask, varied)]
-    known: dict[str, tuple[bool, bool]] = {}  # by system prompt: told otherwise, and the same; nearly all have one
-    kept = []
-    for e, similarity in recalled:
-        if (about := known.get(e.system)) is None:
-            told = _told_otherwise(e.system, ask.system, varied)
-            about = known[e.system] = told, same_system(e.system, ask.system)
-        if not about[0] and (about[1] or not _is_json(e)):
-            kept.append((e, similarity))
-    return kept
+    return [(e, similarity) for e, similarity in recalled if fits(e, ask, varied)]
 
 
 def fits(example: Example, ask: Ask, varied: bool = False) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from iccache.examples.traits import application, traits, words
+from iccache.examples.traits import application, overlap, traits, words
 from iccache.examples.ways import ALONE, Prior
 from iccache.types import Example
 
@@ -41,24 +41,21 @@ def candidate_rows(
 ) -> NDArray[np.float64]:
     """(n, len(NAMES)): what is known of showing each candidate, with its cosine, for `request` asked under `system`."""
     asked, under = words(request), application(system)
-    known = [example.__dict__.get("traits") or traits(example) for example, _ in nearest]
+    known = [traits(example) for example, _ in nearest]
     vote = votes([similarity for _, similarity in nearest], [each.answer for each in known])
-    rows = []
-    for (example, similarity), each, share in zip(nearest, known, vote, strict=True):
-        words_, _, named, request_length, answer_length, _, _, record = each
-        common = len(asked & words_)
-        rows.append(
-            (
-                similarity,
-                1.0 if named == under else 0.0,
-                *record,
-                math.log1p(max(now - example.at, 0.0) / 86_400),
-                request_length,
-                answer_length,
-                common / (len(asked) + len(words_) - common) if common else 0.0,  # `overlap`, without a call for each
-                share,
-            )
+    rows = [
+        (
+            similarity,
+            1.0 if each.application == under else 0.0,
+            *each.record,
+            math.log1p(max(now - example.at, 0.0) / 86_400),
+            each.request_length,
+            each.answer_length,
+            overlap(asked, each.words),
+            share,
         )
+        for (example, similarity), each, share in zip(nearest, known, vote, strict=True)
+    ]
     return np.array(rows, dtype=np.float64).reshape(len(nearest), len(NAMES))
 
 

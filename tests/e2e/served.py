@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.e2e.world import READY_WITHIN_S, Answered, Process, World, settings, write
 from tests.fakes import ScriptedUpstream
@@ -105,3 +108,13 @@ async def served(
         finally:
             if hasattr(process, "process"):
                 await asyncio.to_thread(process.__exit__, None, None, None)
+
+
+def only_read(command: list[str]) -> list[str]:
+    """`command` without root's power to write everywhere."""
+    if os.geteuid():
+        return command
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root writes everywhere, and there is no setpriv")
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search", *command]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import shutil
 import sqlite3
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from iccache.examples.store import open_store
-from tests.e2e.served import Served, served
+from tests.e2e.served import Served, only_read, served
 from tests.e2e.world import READY_WITHIN_S, Answered, world
 from tests.factories import make_example
 from tests.fakes import Script
@@ -210,16 +209,6 @@ async def test_a_damaged_page_stops_no_answer(tmp_path: Path) -> None:
             return
         for model in ("small", "large", "auto"):
             assert (await s.ask("question 3", model)).status == 200
-
-
-def only_read(command: list[str]) -> list[str]:
-    """`command` without root's power to write everywhere."""
-    if os.geteuid():
-        return command
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("root writes everywhere, and there is no setpriv")
-    return [setpriv, "--bounding-set=-dac_override,-dac_read_search", *command]
 
 
 @pytest.mark.parametrize("exists", [False, True])

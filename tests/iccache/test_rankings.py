@@ -63,7 +63,8 @@ def told(choices: Any) -> Any:
 
 
 def anew(select: Select, asked: Job, recalled: Recalled) -> Any:
-    return told(select._worked_out(asked, recalled))
+    tokens = {student.name: select._request_tokens(student, asked) for student in asked.students}
+    return told(select._worked_out(asked, recalled, tokens))
 
 
 def learn(w: World, select: Select) -> None:
