@@ -129,7 +129,7 @@ class Pipeline:
                 try:
                     if streams:
                         yield self.head(call, exchange, reply.headers)
-                        async for chunk in reply.chunks:
+                        async for chunk in turn.watched(reply.chunks):
                             tap.feed(chunk)
                             yield chunk
                     else:
@@ -148,7 +148,7 @@ class Pipeline:
                     exchange.latency_s = self.clock() - call.arrived
                     turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
                     self.warm.remember(call.tenant, ask, exchange)
-                    self.learner.finish(exchange, ask, plan, answer, turn.kept)
+                    self.learner.finish(exchange, ask, plan, answer, turn.keeping)
                     if self.judging.active:
                         self.judging.consider(self.answered(call, ask, plan, exchange, answer))
 

@@ -10,20 +10,66 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 
 from iccache import config
 from iccache.dialects.dialect import Dialect
 from iccache.errors import StoreError
 from iccache.learn.learner import Learner
-from iccache.types import Answer, Ask, Exchange, Kept, Reason
+from iccache.types import Answer, Ask, Exchange, Keeping, Kept, Reason
 
 log = logging.getLogger(__name__)
 
 LARGEST_BYTES = 4_000_000
+RECORDED_WITHIN_S = 5.0  # from an answer's end; those who wait longer for its record ask for themselves
+PATIENCE_S = 1.0  # of those who wait, with a client that does not take what has come for it
+LOOK_S = 0.5  # how often they look
+AHEAD_S = 5.0  # that clocks of one store's proxies may differ
 TELLING_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta", "x-iccache-backend", "x-iccache-examples")
+
+
+class Unanswered(Enum):
+    """Why those who waited for an identical request got nothing from it."""
+
+    VAIN = "its answer is none to be handed out again"
+    LEFT = "its client left before there was an answer"
+
+
+class Landing:
+    """What identical requests wait for from here on, until it is settled."""
+
+    def __init__(self, key: bytes, under_way: dict[bytes, Landing]) -> None:
+        self._key, self._under_way = key, under_way
+        self._outcome: asyncio.Future[Kept | Unanswered] = asyncio.get_running_loop().create_future()
+        self._held_since = math.inf  # when its client was given what it has not taken yet, on the loop's clock
+        under_way[key] = self
+
+    async def outcome(self) -> Kept | Unanswered:
+        """Waits for it, but not for a client that does not read."""
+        now = asyncio.get_running_loop().time
+        while not self._outcome.done():
+            await asyncio.wait([self._outcome], timeout=LOOK_S)
+            if not self._outcome.done() and now() - self._held_since > PATIENCE_S:
+                return Unanswered.VAIN
+        return self._outcome.result()
+
+    async def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """`chunks`, as the client takes them."""
+        now = asyncio.get_running_loop().time
+        async for chunk in chunks:
+            self._held_since = now()
+            yield chunk
+            self._held_since = math.inf
+
+    def settle(self, outcome: Kept | Unanswered) -> None:
+        """The first time counts."""
+        if not self._outcome.done():
+            del self._under_way[self._key]
+            self._outcome.set_result(outcome)
 
 
 @dataclass(slots=True)
@@ -33,11 +79,16 @@ class Turn:
     key: bytes | None = None  # None: nothing may be reused
     known: Kept | None = None  # the answer, where there is one
     fresh: Kept | None = None  # the answer that this request got, where it may be kept
+    landing: Landing | None = None  # what the others wait for, where this is the one that is answered
+
+    def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """`chunks`; those who wait see whether they are taken."""
+        return chunks if self.landing is None else self.landing.watched(chunks)
 
     @property
-    def kept(self) -> tuple[bytes, Kept] | None:
-        """`fresh` with its key."""
-        return (self.key, self.fresh) if self.key is not None and self.fresh is not None else None
+    def keeping(self) -> Keeping | None:
+        """`fresh`, to be recorded."""
+        return Keeping(self.key, self.fresh, self.land) if self.key is not None and self.fresh is not None else None
 
     def keep(self, exchange: Exchange, answer: Answer, content_type: str, body: bytes) -> None:
         """Remember the answer for identical requests, if it is one to be handed out again."""
@@ -45,39 +96,62 @@ class Turn:
         if self.key is not None and good and len(body) <= LARGEST_BYTES:
             self.fresh = Kept(exchange.request_id, exchange.backend, exchange.at, content_type, body)
 
+    def land(self, answer: Kept | None) -> None:
+        """It is settled what those who wait are given."""
+        self._settle(Unanswered.VAIN if answer is None else answer)
+
+    def leave(self) -> None:
+        """Nobody was answered: one of those who wait takes this one's place."""
+        self._settle(Unanswered.LEFT)
+
+    def _settle(self, outcome: Kept | Unanswered) -> None:
+        if self.landing is not None:
+            self.landing.settle(outcome)
+
 
 class Reuse:
-    """Looks answers up, and lets identical requests wait for the one that is being answered."""
+    """Looks answers up, and lets identical requests wait for the one that is under way: being answered, or recorded."""
 
     def __init__(self, settings: config.Cache, learner: Learner) -> None:
         self.settings = settings
         self.learner = learner
-        self.under_way: dict[bytes, asyncio.Future[Kept | None]] = {}
+        self.under_way: dict[bytes, Landing] = {}
 
     def turn(
         self, tenant: str, dialect: Dialect, query: str, headers: Mapping[str, str], ask: Ask
     ) -> AbstractAsyncContextManager[Turn]:
-        """This request's turn: `known` is the answer, or there is none and the others wait until this one ends.
+        """This request's turn: `known` is the answer, or there is none and others wait until this one's is recorded.
 
-        Those who waited in vain ask for themselves, all at once.
+        Those who waited in vain ask for themselves, all at once. Nobody waits for a request that is not to be recorded.
         """
         key = self._key(tenant, dialect, query, headers, ask)
-        return contextlib.nullcontext(Turn()) if key is None else self._turn(tenant, key)
+        return contextlib.nullcontext(Turn()) if key is None else self._turn(tenant, key, bool(ask.controls.store))
 
     @contextlib.asynccontextmanager
-    async def _turn(self, tenant: str, key: bytes) -> AsyncIterator[Turn]:
-        ahead = self.under_way.get(key)
-        if ahead is not None:
-            yield Turn(key, known=await asyncio.shield(ahead))
+    async def _turn(self, tenant: str, key: bytes, stored: bool) -> AsyncIterator[Turn]:
+        while (ahead := self.under_way.get(key)) is not None:
+            outcome = await ahead.outcome()
+            if outcome is not Unanswered.LEFT:
+                yield Turn(key, known=outcome if isinstance(outcome, Kept) else None)
+                return
+        if not stored:
+            yield Turn(known=await self._kept(tenant, key))
             return
-        landed = self.under_way[key] = asyncio.get_running_loop().create_future()
-        turn = Turn(key)
+        turn = Turn(key, landing=Landing(key, self.under_way))
         try:
             turn.known = await self._kept(tenant, key)
+            if turn.known is not None:
+                turn.land(turn.known)
             yield turn
+        except (asyncio.CancelledError, GeneratorExit):
+            if turn.fresh is None:
+                turn.leave()
+            raise
         finally:
-            del self.under_way[key]
-            landed.set_result(turn.fresh or turn.known)
+            if turn.fresh is None:
+                turn.land(None)
+            else:
+                asyncio.get_running_loop().call_later(RECORDED_WITHIN_S, turn.land, None)
 
     def _key(self, tenant: str, dialect: Dialect, query: str, headers: Mapping[str, str], ask: Ask) -> bytes | None:
         """(32,) bytes, or None where nothing may be reused."""
@@ -90,9 +164,12 @@ class Reuse:
         return digest.digest()
 
     async def _kept(self, tenant: str, key: bytes) -> Kept | None:
-        since = self.learner.wall() - self.settings.reuse_ttl_s
+        """Nothing from the future: where the clock was set back, nobody knows how old that is."""
+        now = self.learner.wall()
+        since = now - self.settings.reuse_ttl_s
         try:
-            return await self.learner.read(lambda store: store.kept_answer(key, tenant=tenant, since=since))
+            kept = await self.learner.read(lambda store: store.kept_answer(key, tenant=tenant, since=since))
         except StoreError as exc:
             log.warning("a kept answer cannot be looked up: %s", exc)
             return None
+        return kept if kept is not None and kept.at <= now + AHEAD_S else None

@@ -6,7 +6,7 @@ A missing value is None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -288,6 +288,14 @@ class Kept(NamedTuple):
     at: float
     content_type: str
     body: bytes
+
+
+class Keeping(NamedTuple):
+    """An answer that identical requests may be given, once it is recorded."""
+
+    key: bytes  # digest of the request
+    answer: Kept
+    told: Callable[[Kept | None], object]  # called when that is settled, with None where they may not
 
 
 class Feedback(NamedTuple):

@@ -47,7 +47,7 @@ from iccache.learn.witness import Witness
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan
 from iccache.select import Select
-from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Usage, Verdict
+from iccache.types import Answer, Ask, DecisionKind, Exchange, Keeping, Usage, Verdict
 from router.floor import Floor, Standing
 from router.routing import Router
 
@@ -153,19 +153,19 @@ class Learner:
         ask: Ask,
         plan: Plan | None = None,
         answer: Answer | None = None,
-        kept: tuple[bytes, Kept] | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         """The last byte went out, or the client left. Returns at once.
 
-        Without an `answer` (it came from the record) nothing becomes an example. `kept` is what an identical request
-        may be answered with, under the digest of the request.
+        Without an `answer` (it came from the record) nothing becomes an example. `keeping` is what identical requests
+        may be answered with, where they may.
         """
         self.counting.exchange(exchange, plan.reason if plan is not None and plan.kind is DecisionKind.BYPASS else None)
         if plan is not None and plan.decision is not None:
             self.counting.decision(plan.decision)
         self.sessions.remember(exchange)
         if ask.controls.store:
-            self.recorder.finish(exchange, ask, answer, kept)
+            self.recorder.finish(exchange, ask, answer, keeping)
             if answer is not None:
                 self.witness.look(exchange, ask, answer)
 

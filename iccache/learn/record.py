@@ -16,7 +16,7 @@ from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
 from iccache.learn.background import Background
 from iccache.learn.counting import Counting
-from iccache.types import Answer, Ask, Example, Exchange, Hold, Kept
+from iccache.types import Answer, Ask, Example, Exchange, Hold, Keeping, Kept
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,14 @@ class Ended(NamedTuple):
     exchange: Exchange
     ask: Ask
     answer: Answer | None
-    kept: tuple[bytes, Kept] | None
+    keeping: Keeping | None
+
+
+class Written(NamedTuple):
+    """An exchange as it stands in the store, and what identical requests may be given from now on."""
+
+    exchange: Exchange
+    again: Kept | None
 
 
 class Recorder:
@@ -65,14 +72,15 @@ class Recorder:
     def begin(self, exchange: Exchange) -> None:
         self.open[exchange.request_id] = exchange
 
-    def finish(self, exchange: Exchange, ask: Ask, answer: Answer | None, kept: tuple[bytes, Kept] | None) -> None:
+    def finish(self, exchange: Exchange, ask: Ask, answer: Answer | None, keeping: Keeping | None) -> None:
         """Have it recorded soon, and made an example where there is an `answer` that may be one. Returns at once."""
+        ended = Ended(exchange, ask, answer, keeping)
         if self.full or len(self._ended) >= MOST_WAITING:
-            self._let_go(exchange, None if self.full else StoreError(f"{MOST_WAITING} exchanges wait for the store"))
+            self._let_go(ended, None if self.full else StoreError(f"{MOST_WAITING} exchanges wait for the store"))
             return
-        self._ended.append(Ended(exchange, ask, answer, kept))
-        if kept is not None:
-            self._hurry.set()  # identical requests ask for themselves until it is there
+        self._ended.append(ended)
+        if keeping is not None:
+            self._hurry.set()  # identical requests wait for it
         if not self._writing:
             self._writing = True
             self.background.start(self._write_all(), "record")
@@ -94,6 +102,8 @@ class Recorder:
                 finally:
                     for ended in batch:
                         self.open.pop(ended.exchange.request_id, None)
+                        if ended.keeping is not None:
+                            ended.keeping.told(None)  # unless it has been told already
         finally:
             self._writing = False
 
@@ -105,18 +115,26 @@ class Recorder:
         safe: list[tuple[Exchange, Ask, Answer]] = []
         for ended, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                self._let_go(ended.exchange, outcome)
-            elif ended.answer is not None:
-                safe.append((outcome, ended.ask, ended.answer))
+                self._let_go(ended, outcome)
+                continue
+            if ended.keeping is not None:
+                ended.keeping.told(outcome.again)
+            if ended.answer is not None:
+                safe.append((outcome.exchange, ended.ask, ended.answer))
         await self._admit(safe)
 
-    def _let_go(self, exchange: Exchange, why: Exception | None) -> None:
-        """It is not recorded, and counted as that. `why` None: the store is full."""
+    def _let_go(self, ended: Ended, why: Exception | None) -> None:
+        """It is not recorded, and counted as that. `why` None: the store is full. Those who wait for the answer get it
+        all the same."""
+        exchange, keeping = ended.exchange, ended.keeping
         self.open.pop(exchange.request_id, None)
         if why is None:
             self.counting.full()
         else:
             self.counting.dropped(why, exchange.request_id)
+        if keeping is not None:
+            safe = self._may_come_again(exchange, self.redacted(exchange), keeping.answer)
+            keeping.told(keeping.answer if safe else None)
 
     async def make_durable(self, request_id: str) -> None:
         """Record an exchange that is still being answered, so that feedback on it has something to stand on. Raises
@@ -126,23 +144,26 @@ class Recorder:
             early = self.redacted(exchange)
             await self.access.write(lambda store: store.record(early))
 
-    def _attempted(self, store: ExampleStore, ended: Ended) -> Exchange | Exception:
-        """The exchange as it was recorded, or why it could not be; the others of its batch do not mind."""
+    def _attempted(self, store: ExampleStore, ended: Ended) -> Written | Exception:
+        """What was recorded, or why nothing could be; the others of its batch do not mind."""
         try:
             with store.transaction():
-                return self._redacted_and_recorded(store, ended.exchange, ended.kept)
+                return self._redacted_and_recorded(store, ended.exchange, ended.keeping)
         except Exception as exc:  # handed on, whatever it is
             return exc
 
-    def _redacted_and_recorded(
-        self, store: ExampleStore, exchange: Exchange, kept: tuple[bytes, Kept] | None
-    ) -> Exchange:
+    def _redacted_and_recorded(self, store: ExampleStore, exchange: Exchange, keeping: Keeping | None) -> Written:
         safe = self.redacted(exchange)
         store.record(safe)
-        if kept is not None and safe.answer == exchange.answer and self._is_clean(kept[1].body):
-            expired_before = exchange.at - self.in_force.directory.settings.cache.reuse_ttl_s
-            store.keep_answer(*kept, tenant=exchange.tenant, expired_before=expired_before)
-        return safe
+        if keeping is None or not self._may_come_again(exchange, safe, keeping.answer):
+            return Written(safe, None)
+        since = exchange.at - self.in_force.directory.settings.cache.reuse_ttl_s
+        store.keep_answer(keeping.key, keeping.answer, tenant=exchange.tenant, expired_before=since)
+        return Written(safe, store.kept_answer(keeping.key, tenant=exchange.tenant, since=since))
+
+    def _may_come_again(self, exchange: Exchange, safe: Exchange, answer: Kept) -> bool:
+        """Whether nothing of the answer was redacted, nor left out for its length."""
+        return safe.answer == exchange.answer and self._is_clean(answer.body)
 
     def redacted(self, exchange: Exchange) -> Exchange:
         """`exchange` as it may be written. Of very long texts no more than their beginning, since a regular expression

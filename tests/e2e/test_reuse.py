@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +170,118 @@ async def test_a_deleted_example_takes_its_kept_answer_along(w: World) -> None:
         assert response.status == 204
     w.large.script.answer = "Paris"
     assert (await w.ask(QUESTION, "large")).header("decision") == "pinned"
+
+
+# ---- the whole life of an answer: asked, given, recorded
+
+
+@contextlib.contextmanager
+def unwritten(w: World) -> Iterator[None]:
+    """Meanwhile the store takes nothing, as a disk that is slow."""
+    free = threading.Event()
+    w.proxy.learner.access.writer.submit(lambda store: free.wait(20))
+    try:
+        yield
+    finally:
+        free.set()
+
+
+async def asked_by(w: World, count: int) -> None:
+    """Wait until so many requests are under way."""
+
+    async def open_requests() -> int:
+        return w.proxy.open_requests
+
+    await w.until(open_requests, lambda n: n >= count)
+
+
+def decisions(answers: list[Answered]) -> list[str | None]:
+    return sorted(str(a.header("decision")) for a in answers)
+
+
+async def test_between_its_end_and_its_record_an_answer_is_waited_for(w: World) -> None:
+    with unwritten(w):
+        first = await w.ask(QUESTION, "large")
+        others = [asyncio.create_task(w.ask(QUESTION, "large")) for _ in range(20)]
+        await asked_by(w, 20)
+    answers = await asyncio.gather(*others)
+    assert len(w.large.requests) == 1
+    assert {a.body for a in answers} == {first.body}
+    assert decisions(answers) == ["cached"] * 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_those_who_come_all_along_cost_one_call(w: World, stream: bool) -> None:
+    w.large.script = Script(answer="one two three four", before_head_s=0.2, between_s=0.05)
+    answers: list[asyncio.Task[Answered]] = []
+    while len(answers) < 200:
+        answers.append(asyncio.create_task(w.ask(QUESTION, "large", stream=stream)))
+        await asyncio.sleep(0.004)
+    assert len({a.body for a in await asyncio.gather(*answers)}) == 1
+    assert len(w.large.requests) == 1
+
+
+async def test_an_answer_that_was_called_bad_as_it_came_is_not_handed_on(w: World) -> None:
+    w.large.script.between_s = 0.2
+    body = {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    async with w.http.post(f"{w.url}/v1/chat/completions", json=body) as first:
+        waits = asyncio.create_task(w.post("/v1/chat/completions", body))
+        await asked_by(w, 2)
+        assert (await w.feedback(first.headers["x-request-id"], rating="down")).status == 204
+        await first.read()
+    assert (await waits).header("decision") == "pinned"
+    assert len(w.large.requests) == 2
+
+
+async def test_when_the_one_leaves_another_takes_its_place(w: World) -> None:
+    w.large.script.before_head_s = 0.5
+    one = asyncio.create_task(w.ask(QUESTION, "large"))
+    await asked_by(w, 1)
+    others = [asyncio.create_task(w.ask(QUESTION, "large")) for _ in range(5)]
+    await asked_by(w, 6)
+    one.cancel()
+    answers = await asyncio.gather(*others)
+    assert decisions(answers) == ["cached"] * 4 + ["pinned"]
+    assert len(w.large.requests) == 2
+
+
+async def test_nobody_is_given_what_is_not_to_be_recorded(w: World) -> None:
+    w.large.script.before_head_s = 0.3
+    silent = asyncio.create_task(w.ask(QUESTION, "large", {"x-iccache-store": "no"}))
+    await asked_by(w, 1)
+    assert (await w.ask(QUESTION, "large")).header("decision") == "pinned"
+    assert (await silent).header("decision") == "pinned"
+    assert (await w.ask(QUESTION, "large", {"x-iccache-store": "no"})).header("decision") == "cached"
+
+
+async def test_nor_at_the_same_time_what_is_to_be_redacted(w: World) -> None:
+    w.large.script = Script(answer="write to jane.doe@example.com", before_head_s=0.3)
+    answers = await asyncio.gather(*(w.ask(QUESTION, "large") for _ in range(3)))
+    assert decisions(answers) == ["pinned"] * 3
+
+
+async def test_a_store_that_takes_nothing_keeps_nobody_from_waiting_together(w: World) -> None:
+    w.proxy.learner.access.writer.close()
+    w.large.script.before_head_s = 0.3
+    answers = await asyncio.gather(*(w.ask(QUESTION, "large") for _ in range(10)))
+    assert decisions(answers) == ["cached"] * 9 + ["pinned"]
+    assert (await w.ask(QUESTION, "large")).header("decision") == "pinned"
+
+
+async def test_what_comes_from_the_future_is_asked_anew(w: World) -> None:
+    await again(w, await w.ask(QUESTION, "large"))
+    w.proxy.learner.wall = lambda: time.time() - 3600
+    assert (await w.ask(QUESTION, "large")).header("decision") == "pinned", "the clock was set back by an hour"
+    w.proxy.learner.wall = lambda: time.time() - 1
+    assert (await w.ask(QUESTION, "large")).header("decision") == "cached", "proxies' clocks are never quite alike"
+
+
+async def test_who_does_not_read_holds_nobody_up(w: World) -> None:
+    w.large.script = Script(answer="long " * 200_000, repeat=20)
+    body = {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    async with w.http.post(f"{w.url}/v1/chat/completions", json=body):  # and it is not read
+        await asyncio.sleep(0.5)
+        w.large.script = Script()
+        async with asyncio.timeout(20):
+            second = await w.post("/v1/chat/completions", body)
+    assert (second.status, second.header("decision")) == (200, "pinned")
