@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iccache.errors import IccacheError
+from iccache.examples.sqlite.driver import Row
 from iccache.types import Usage
 from replay.prices import NUSD
 from replay.store import ReplayStore
@@ -342,7 +342,7 @@ def _here() -> str:
     return f"{socket.gethostname()}|{os.readlink(namespace) if namespace.is_symlink() else ''}"
 
 
-def _held(item: sqlite3.Row, now: float) -> bool:
+def _held(item: Row, now: float) -> bool:
     """Whether somebody is at it."""
     worker, until = item["worker"], item["lease_until"]
     return worker is not None and (until >= now or is_alive(worker)) and not is_gone(worker)

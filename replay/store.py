@@ -9,7 +9,6 @@ replay_answers  what calls said, until their item is done, so that a kill costs 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +21,10 @@ from sqlite_utils import Database, Migrations
 from iccache import config
 from iccache.examples import migrations
 from iccache.examples.credit import add_decaying
-from iccache.examples.sqlite import PAGE, Params, SqliteStore
+from iccache.examples.sqlite.connection import Params
+from iccache.examples.sqlite.driver import Row
+from iccache.examples.sqlite.exchanges import PAGE
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import SQLITE
 from iccache.types import Example, Matrix, Vector
 from replay.doubt import Said
@@ -200,10 +202,10 @@ class ReplayStore(SqliteStore):
             migrations.migrate(db, self.path, migrations=steps)
         return db
 
-    def rows(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+    def rows(self, sql: str, params: Params = ()) -> list[Row]:
         return self._rows(sql, params)
 
-    def row(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
+    def row(self, sql: str, params: Params = ()) -> Row | None:
         return self._row(sql, params)
 
     def write(self, sql: str, params: Params = ()) -> int:
@@ -330,7 +332,7 @@ class ReplayStore(SqliteStore):
         """The improved examples of which answers were scored before and since."""
         return [Recovery(*row) for row in self._rows(SELECT_RECOVERIES)]
 
-    def _pages(self, sql: str, params: dict[str, str | None]) -> Iterator[sqlite3.Row]:
+    def _pages(self, sql: str, params: dict[str, str | None]) -> Iterator[Row]:
         after = ""
         while True:
             rows = self._rows(sql, {**params, "after": after, "page": PAGE})

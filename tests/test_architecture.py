@@ -24,18 +24,12 @@ ONE_HOME = {
     "torch": {"iccache/examples/embed/sentence_transformer.py", "iccache/examples/embed/onnx.py"},
     "onnxruntime": {"iccache/examples/embed/onnx.py"},
     "sqlite_utils": {
-        "iccache/examples/sqlite.py",
+        "iccache/examples/sqlite/connection.py",
         "iccache/examples/restore.py",
         "iccache/examples/migrations.py",
         "replay/store.py",
     },
-    "sqlite3": {
-        "iccache/examples/sqlite.py",
-        "iccache/examples/restore.py",
-        "iccache/examples/migrations.py",
-        "replay/store.py",
-        "replay/ledger.py",  # for the type of a row
-    },
+    "sqlite3": {"iccache/examples/sqlite/driver.py"},
     "prometheus_client": {"iccache/metrics.py", "replay/report.py", "iccache/backends/engine.py"},  # the last reads
     "sklearn": {"iccache/examples/training.py"},
     "bpe_openai": {"iccache/examples/encoding.py"},

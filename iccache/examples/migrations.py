@@ -6,13 +6,13 @@ version and is left alone.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
 from iccache.errors import StoreError, StoreVersionError
+from iccache.examples.sqlite import driver
 
 APPLICATION_ID = 0x69636361  # "icca", in the header of the file: tells our files from other SQLite files
 SET = "iccache"
@@ -300,8 +300,8 @@ def _begin(db: Database, timeout_s: float) -> None:
         try:
             db.execute("BEGIN IMMEDIATE")
             return
-        except sqlite3.OperationalError as exc:
-            if not is_busy(exc) or time.monotonic() > deadline:
+        except driver.ERRORS as exc:
+            if not driver.is_busy(exc) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
 
@@ -313,15 +313,10 @@ def enable_wal(db: Database, timeout_s: float = 30.0) -> None:
         try:
             db.enable_wal()
             return
-        except sqlite3.OperationalError as exc:
-            if not is_busy(exc) or time.monotonic() > deadline:
+        except driver.ERRORS as exc:
+            if not driver.is_busy(exc) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
-
-
-def is_busy(exc: sqlite3.Error) -> bool:
-    """Whether another connection was in the way."""
-    return str(getattr(exc, "sqlite_errorname", "")).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def _number(name: str) -> int:

@@ -6,9 +6,7 @@ meanwhile keeps what there was, who reads afterwards has the backup; a kill in b
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,7 +18,10 @@ from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import migrations
 from iccache.examples.index import snapshot
-from iccache.examples.sqlite import RESTORED_STATE, SqliteStore, Translated
+from iccache.examples.sqlite import driver
+from iccache.examples.sqlite.driver import Translated
+from iccache.examples.sqlite.feed import RESTORED_STATE
+from iccache.examples.sqlite.store import SqliteStore
 
 KEPT = ".before-restore"
 HEADROOM = 1_000_000  # changes that others may append between a look at the live feed and the copy
@@ -35,6 +36,7 @@ DELETE FROM sqlite_sequence WHERE name = 'changes';
 INSERT INTO sqlite_sequence (name, seq) VALUES ('changes', {newest});
 """
 # replay's table: while a run is under way, its account of what it has spent must not be set back
+REPLAY_EVER_RAN = "SELECT 1 FROM sqlite_master WHERE name = 'replay_workers'"
 REPLAY_AT_WORK = "SELECT count(*) FROM replay_workers WHERE lease_until > ?"
 
 
@@ -51,7 +53,7 @@ def restore_file(target: Path, backup: Path, *, keep: bool) -> Path | None:
         try:
             return _replace_content(target, staged, keep)
         except StoreError as exc:
-            if not _is_damage(exc):
+            if not driver.is_damage(exc.__cause__):
                 raise
             return _replace_file(target, staged, keep)
     except OSError as exc:
@@ -63,41 +65,41 @@ def restore_file(target: Path, backup: Path, *, keep: bool) -> Path | None:
 def _stage(backup: Path, staged: Path) -> None:
     """A copy of `backup` with the schema of this version. Raises StoreError when it is no sound backup."""
     private.make(staged)
-    with Translated(backup), closing(_connect(backup, "ro")) as source, closing(sqlite3.connect(staged)) as copy:
+    with driver.opened(backup, "ro") as source, closing(driver.connect(staged)) as copy:
         if problem := _problem(source):
             raise StoreError(f"{backup}: {problem}: nothing was restored")
         source.backup(copy)
-    with Translated(backup), closing(sqlite3.connect(staged)) as copy:
+    with Translated(backup), closing(driver.connect(staged)) as copy:
         migrations.refuse_strangers(Database(copy), backup)
     SqliteStore(staged).close()  # brings it to the schema of this version
 
 
-def _problem(source: sqlite3.Connection) -> str | None:
+def _problem(source: driver.Connection) -> str | None:
     """What is wrong with a backup; None when nothing is."""
     try:
         if source.execute("PRAGMA application_id").fetchone()[0] != migrations.APPLICATION_ID:
             return "is not a backup of iccache"
         sound = source.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    except sqlite3.DatabaseError as exc:
-        if not _is_damage_name(exc):
+    except driver.ERRORS as exc:
+        if not driver.is_damage(exc):
             raise
-        sound = "it is no SQLite file" if "NOTADB" in exc.sqlite_errorname else str(exc)
+        sound = "it is no SQLite file" if driver.is_no_database(exc) else str(exc)
     return None if sound == "ok" else f"is damaged ({' '.join(str(sound).split())})"
 
 
 def _replace_content(target: Path, staged: Path, keep: bool) -> Path | None:
     """The usual way: other processes go on with the same file, and find the new content in it."""
     with closing(SqliteStore(target)) as live:
-        with Translated(target), closing(sqlite3.connect(target)) as connection:
+        with driver.opened(target) as connection:
             _refuse_under_replay(connection)
         _shift_feed(staged, live.last_change())
         kept = target.with_name(target.name + KEPT) if keep else None
         if kept is not None:
             live.backup(kept)
-        with Translated(target), closing(_connect(target, "rw")) as connection:
+        with driver.opened(target, "rw") as connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")
-            with closing(sqlite3.connect(staged)) as source:
+            with closing(driver.connect(staged)) as source:
                 source.backup(connection, pages=-1, progress=_patience(target))
         snapshot.beside(target).unlink(missing_ok=True)  # it may hold what the backup does not
         live.checkpoint()
@@ -112,14 +114,15 @@ def _shift_feed(staged: Path, last_of_live: int) -> None:
     with closing(SqliteStore(staged)) as store:
         newest = store.last_change()
     shift = max(last_of_live, newest) + HEADROOM
-    with Translated(staged), closing(sqlite3.connect(staged)) as copy:
+    with driver.opened(staged) as copy:
         copy.executescript(f"BEGIN;{SHIFT_FEED.format(shift=shift, newest=newest + shift, name=RESTORED_STATE)}COMMIT;")
 
 
-def _refuse_under_replay(connection: sqlite3.Connection) -> None:
-    with contextlib.suppress(sqlite3.OperationalError):  # no such table: replay never ran
-        if connection.execute(REPLAY_AT_WORK, [time.time()]).fetchone()[0]:
-            raise StoreError("iccache-replay run is at work on the store: wait for its end, or stop it")
+def _refuse_under_replay(connection: driver.Connection) -> None:
+    if connection.execute(REPLAY_EVER_RAN).fetchone() is None:
+        return
+    if connection.execute(REPLAY_AT_WORK, [time.time()]).fetchone()[0]:
+        raise StoreError("iccache-replay run is at work on the store: wait for its end, or stop it")
 
 
 def _patience(target: Path) -> Callable[[int, int, int], None]:
@@ -127,7 +130,7 @@ def _patience(target: Path) -> Callable[[int, int, int], None]:
     until = time.monotonic() + LOCKED_AT_MOST_S
 
     def check(status: int, remaining: int, total: int) -> None:
-        if status != sqlite3.SQLITE_DONE and time.monotonic() > until:
+        if status != driver.DONE and time.monotonic() > until:
             raise StoreError(f"{target}: was locked for more than {LOCKED_AT_MOST_S:.0f} s: nothing was restored")
 
     return check
@@ -146,18 +149,6 @@ def _replace_file(target: Path, staged: Path, keep: bool) -> Path | None:
     os.replace(staged, target)
     snapshot.beside(target).unlink(missing_ok=True)
     return kept if keep else None
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None)
-
-
-def _is_damage(exc: StoreError) -> bool:
-    return isinstance(exc.__cause__, sqlite3.DatabaseError) and _is_damage_name(exc.__cause__)
-
-
-def _is_damage_name(exc: sqlite3.Error) -> bool:
-    return str(getattr(exc, "sqlite_errorname", "")).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def _remove(path: Path) -> None:

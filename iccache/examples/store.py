@@ -13,7 +13,8 @@ from typing import Protocol
 from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
-from iccache.examples.sqlite import MEMORY, SqliteStore
+from iccache.examples.sqlite.driver import MEMORY
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.tracing import Standing, Traced
 from iccache.types import (
     Agreement,

@@ -37,7 +37,7 @@ from iccache.examples.embed import make_embedder
 from iccache.examples.index.clustered import Clustering, clusters
 from iccache.examples.retriever import Retriever
 from iccache.examples.snapshots import Snapshots
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.types import Matrix
 
 ROOT = Path(__file__).parents[2]

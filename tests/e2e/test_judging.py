@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.types import DecisionKind, Exchange
 from tests.e2e.world import World, world
 from tests.fakes import Script

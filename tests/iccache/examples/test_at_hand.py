@@ -11,7 +11,7 @@ import pytest
 from iccache.examples.at_hand import CONFIRMED_FOR_S, KEPT_S, AtHand, size_of
 from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.retriever import QUICK_CHARS, Retriever
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.traits import traits
 from iccache.types import Example, Hold, Query
 from tests.factories import make_example

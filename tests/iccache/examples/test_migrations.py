@@ -12,7 +12,7 @@ from sqlite_utils import Database, Migrations
 
 from iccache.errors import StoreError, StoreVersionError
 from iccache.examples import migrations
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from tests.factories import make_example
 
 ROOT = Path(__file__).parents[3]  # where processes of these tests start
@@ -127,7 +127,7 @@ def test_threads_that_open_a_fresh_file_at_once_do_not_collide(tmp_path: Path) -
 OPEN = """
 import sys
 from pathlib import Path
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 print("ready", flush=True)
 for name in sys.stdin:
     SqliteStore(Path(name.strip())).close()

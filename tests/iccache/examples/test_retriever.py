@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from iccache.examples.embed.cached import CachedEmbedder
 from iccache.examples.embed.hashed import HashEmbedder
 from iccache.examples.retriever import Retriever
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.types import Change, ChangeKind, Example, ExampleStats, Matrix, Query, Vector
 
 NOW = 1_000_000.0

@@ -18,7 +18,7 @@ from iccache.examples.index.clustered import clusters
 from iccache.examples.index.snapshot import Snapshot, SnapshotError, beside, scrub
 from iccache.examples.retriever import Retriever
 from iccache.examples.snapshots import Snapshots, Stopped, apply, write_snapshot
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import restore_store
 from iccache.types import Example, ExampleStats, Matrix, Query, Vector
 from tests.vectors import EMBEDDER, clustered, units

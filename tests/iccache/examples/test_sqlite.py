@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from iccache.errors import StoreError
-from iccache.examples.sqlite import PAGE, SqliteStore
+from iccache.examples.sqlite.exchanges import PAGE
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import open_store
 from tests.factories import AT, make_example, make_exchange, make_feedback
 
@@ -107,7 +108,7 @@ def test_a_read_only_file(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_never_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iccache.examples.sqlite.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("iccache.examples.sqlite.driver.BUSY_TIMEOUT_S", 0.1)
     path = tmp_path / "s.db"
     with closing(SqliteStore(path)) as store, closing(SqliteStore(path)) as other, other.transaction():
         with pytest.raises(StoreError, match="locked by another process"):
@@ -173,7 +174,7 @@ def test_a_reader_in_the_way_delays_the_erasure_only(tmp_path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from tests.factories import make_exchange, make_feedback
 path, name = sys.argv[1:]
 store = SqliteStore(Path(path))

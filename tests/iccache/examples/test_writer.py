@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from iccache.errors import StoreError
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.writer import Writer
 from tests.factories import make_example, make_exchange

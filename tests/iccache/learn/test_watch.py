@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from iccache.examples.sqlite import SqliteStore
+from iccache.examples.sqlite.store import SqliteStore
 from iccache.learn.watch import Watch
 from tests.factories import make_example
 
