@@ -13,8 +13,8 @@ from iccache import config
 from iccache.examples.tokens import MESSAGE_TOKENS
 from iccache.examples.traits import overlap, traits
 from iccache.examples.trust import crowded, most_of_one
-from iccache.examples.utility import COMPARED, Rows, UtilityModel, candidate_rows
 from iccache.examples.utility import NAMES as FEATURES
+from iccache.examples.utility import Rows, UtilityModel, candidate_rows
 from iccache.examples.ways import Shown
 from iccache.types import Example, Match, Recalled
 
@@ -141,7 +141,7 @@ class Selector:
             tuple(match for match, _ in considered),
             tuple(reversed(shown)),
             sum(tokens_of(m.example) for m in shown),
-            Shown(*[[rows.item(place, column) for place in places] for column in COMPARED]) if places else Shown(()),
+            Shown(*self.utility.seen(rows[places]).T.tolist()) if places else Shown(()),
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from iccache.examples.traits import application, overlap, traits, words
-from iccache.examples.ways import ALONE, Prior
+from iccache.examples.ways import ALONE, Prior, Shown
 from iccache.types import Example
 
 NAMES = (
@@ -29,7 +29,6 @@ NAMES = (
     "vote",  # share of the candidates that have the same answer, the nearer counting for more, in (0, 1]: see `votes`
 )
 VOTE_SCALE = 0.125  # difference in cosine over which a candidate's say falls to 1/e
-OTHER_SYSTEM_LOSS = 0.15
 USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
 _COLUMN = {name: i for i, name in enumerate(NAMES)}
 
@@ -97,6 +96,10 @@ class UtilityModel(Protocol):
         """
         ...
 
+    def seen(self, X: Rows) -> NDArray[np.float64]:
+        """(n, len(Shown._fields)): what training is told of each candidate, should it be shown."""
+        ...
+
     def use(self, prior: Prior) -> None:
         """Go on with newly trained weights, where the model has any."""
         ...
@@ -154,21 +157,25 @@ class RecordUtility:
         return min(max(mean, 0.0), 1.0)
 
     def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
-        total = self.nearness(X, student)
-        m0 = self.mean_
-        credit = _of(X, "credit")
-        if credit.any():
-            total += (_of(X, "credited_quality") + self.kappa * m0) / (credit + self.kappa) - m0
+        nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
+        total: NDArray[np.float64] = nearness * np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
+        if _of(X, "credit").any():
+            total += self.record(X)
         known = _of(X, "own_quality_known")
         if known.any():
             total += self.own_gain * (_of(X, "own_quality") - USUAL_QUALITY) * known
         return total
 
-    def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
-        """(n,), to be kept by whoever asks: what is expected of each candidate when nothing is known of its record."""
-        nearness = self.similarity_gain * (1.0 + _of(X, "similarity")) / 2.0
-        scaled: NDArray[np.float64] = nearness * np.where(_of(X, "same_system") > 0.5, 1.0, self.other_system)
-        return scaled
+    def record(self, X: Rows) -> NDArray[np.float64]:
+        """(n,): the second line of the formula, about -1 to 1; 0 for a candidate that no answer has judged."""
+        m0 = self.mean_
+        return (_of(X, "credited_quality") + self.kappa * m0) / (_of(X, "credit") + self.kappa) - m0
+
+    def seen(self, X: Rows) -> NDArray[np.float64]:
+        seen: NDArray[np.float64] = X @ _SEEN
+        seen += _SEEN_ALWAYS
+        seen[:, _RECORD] = self.record(X)
+        return seen
 
     def partial_fit(
         self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None, student: str | None = None
@@ -194,15 +201,14 @@ class RecordUtility:
 
 
 class LearnedUtility(RecordUtility):
-    """What the prior of the ways expects an example to add when it is shown alone, and the example's own record:
+    """What the prior of the ways expects an example to add when it is shown alone:
 
-        utility = nearness + (credited_quality + kappa * m0) / (credit + kappa) - m0 + own_gain * (own_quality -
-        USUAL_QUALITY)
+        utility = prior(own, {example}) - prior(none)
 
-    as in RecordUtility, but for `nearness`: prior(own, {example}) - prior(none), linear in similarity, overlap and
-    vote, with weights for each student that are trained where nobody waits, those below 0 taken for 0: that an
-    example is nearer, or more like the others, never speaks against it, though the requests that have such examples
-    may be harder. OTHER_SYSTEM_LOSS less from under another system prompt, which shows another format.
+    which is linear in what is seen of it (`Shown`), its own shrunken record among that, with weights for each student
+    that are trained where nobody waits. They are held to the signs of SIGNS: that an example is nearer, more like the
+    others, or was followed by better answers never speaks against it, though the requests that have such examples may
+    be harder; that it is older or from under another system prompt never speaks for it.
     """
 
     def __init__(self, prior: Prior | None = None, **shape: float) -> None:
@@ -210,30 +216,54 @@ class LearnedUtility(RecordUtility):
         self.use(prior or Prior())
 
     def use(self, prior: Prior) -> None:
-        """With what one example adds, by student: a constant, and per unit of each column (len(NAMES),)."""
+        """With what one example adds, by student: a constant, and per unit of each column (len(NAMES),), and of its
+        record."""
         self.prior = prior
-        alone = {student: weights @ ALONE.T for student, weights in prior.weights.items()}
-        self._alone = {student: (float(each[0]), _spread(np.maximum(each[1:], 0.0))) for student, each in alone.items()}
+        self._alone = {student: _folded(weights @ ALONE.T) for student, weights in prior.weights.items()}
 
-    def nearness(self, X: Rows, student: str | None) -> NDArray[np.float64]:
-        known = self._alone.get(student or "")
-        if known is None:
-            known = self._alone[""]
-        constant, per_unit = known
+    def predict(self, X: Rows, student: str | None = None) -> NDArray[np.float64]:
+        constant, per_unit, per_record = self._alone.get(student or "") or self._alone[""]
         gain: NDArray[np.float64] = X @ per_unit
         gain += constant
-        gain -= OTHER_SYSTEM_LOSS * (_of(X, "same_system") <= 0.5)
+        if per_record and _of(X, "credit").any():
+            gain += per_record * self.record(X)
         return gain
 
 
-COMPARED = [_COLUMN["similarity"], _COLUMN["overlap"], _COLUMN["vote"]]
+SIGNS = {"similarity": 1, "overlap": 1, "vote": 1, "record": 1, "source": 1, "other_system": -1, "age": -1}
+_RECORD = Shown._fields.index("record")
 
 
-def _spread(per_compared: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(len(COMPARED),) -> (len(NAMES),): 0 everywhere else."""
-    per_column = np.zeros(len(NAMES))
-    per_column[COMPARED] = per_compared
-    return per_column
+def _seen() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(len(NAMES), len(Shown._fields)) and (len(Shown._fields),): what is seen of a candidate is X @ the one + the
+    other, but for its record. An own quality that is not known stands as 0.5 in X, so source is linear too."""
+    per_column, always = np.zeros((len(NAMES), len(Shown._fields))), np.zeros(len(Shown._fields))
+
+    def put(field: str, column: str, times: float, plus: float = 0.0) -> None:
+        per_column[_COLUMN[column], Shown._fields.index(field)] += times
+        always[Shown._fields.index(field)] += plus
+
+    for name in ("similarity", "overlap", "vote"):
+        put(name, name, 1.0)
+    for name in ("request_length", "answer_length", "age"):
+        put(name, name, 1 / 8)
+    put("other_system", "same_system", -1.0, plus=1.0)
+    put("source", "own_quality", 1.0, plus=-0.5)
+    put("source", "own_quality_known", 0.5 - USUAL_QUALITY)
+    return per_column, always
+
+
+_SEEN, _SEEN_ALWAYS = _seen()
+
+
+def _folded(alone: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], float]:
+    """(1 + len(Shown._fields),), what an example adds by being there and per unit of what is seen of it -> the same
+    per unit of X's columns."""
+    per_seen = alone[1:].copy()
+    for field, sign in SIGNS.items():
+        place = Shown._fields.index(field)
+        per_seen[place] = sign * max(sign * per_seen[place], 0.0)
+    return float(alone[0] + _SEEN_ALWAYS @ per_seen), _SEEN @ per_seen, float(per_seen[_RECORD])
 
 
 def _of(X: Rows, name: str) -> NDArray[Any]:

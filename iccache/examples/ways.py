@@ -63,6 +63,12 @@ NAMES = (
     "own_similarity_max",
     "own_overlap",  # mean share of words that request and example have in common
     "own_vote",  # mean share of the recalled examples that have the same answer, the nearer counting for more
+    "own_other_system",  # share of the examples that were asked under another system prompt
+    "own_request_length",  # mean of log(1 + characters) / 8
+    "own_answer_length",  # likewise
+    "own_age",  # mean of log(1 + days) / 8
+    "own_record",  # mean quality of the answers they were shown for, shrunken, less that of all answers with examples
+    "own_source",  # mean quality of their own answers less what is usual; 0 for one of which nothing is known
     "shared",  # 1 where a shared set is shown
     "shared_count",  # (count - 1) / 8
     "shared_similarity_mean",
@@ -71,11 +77,17 @@ NAMES = (
 
 
 class Shown(NamedTuple):
-    """What is known of the examples that one way would show."""
+    """What is known of the examples that one way would show; of a shared set the similarity alone."""
 
     similarity: Sequence[float]
     overlap: Sequence[float] = ()
     vote: Sequence[float] = ()
+    other_system: Sequence[float] = ()
+    request_length: Sequence[float] = ()
+    answer_length: Sequence[float] = ()
+    age: Sequence[float] = ()
+    record: Sequence[float] = ()
+    source: Sequence[float] = ()
 
 
 NOTHING_SHOWN = Shown(())
@@ -86,20 +98,20 @@ def features(request_chars: int, way: Way, shown: Shown = NOTHING_SHOWN) -> Floa
     return np.array(_row(math.log1p(request_chars) / 8, way, shown))
 
 
-_NO_OWN, _NO_SHARED = (0.0,) * 6, (0.0,) * 4
+_NO_OWN, _NO_SHARED = (0.0,) * 12, (0.0,) * 4
 
 
 def _row(request_length: float, way: Way, shown: Shown) -> tuple[float, ...]:
     count = len(shown.similarity)
-    own, shared = _NO_OWN, _NO_SHARED
+    own: tuple[float, ...] = _NO_OWN
+    shared: tuple[float, ...] = _NO_SHARED
     if way is Way.OWN and count:
         own = (
             1.0,
             (count - 1) / 4,
             _mean(shown.similarity),
             max(shown.similarity),
-            _mean(shown.overlap),
-            _mean(shown.vote),
+            *map(_mean, shown[1:]),
         )
     if way is Way.SHARED and count:
         shared = (1.0, (count - 1) / 8, _mean(shown.similarity), max(shown.similarity))
@@ -139,12 +151,17 @@ class Prior:
 
     @classmethod
     def restored(cls, state: bytes) -> Self:
-        """Raises ValueError for what no `state` of this version has written."""
+        """Raises ValueError for what no `state` has written. A feature it does not know has its untrained weight."""
         try:
             learned = json.loads(state)
-            if tuple(learned["names"]) != NAMES:
+            if not set(learned["names"]) <= set(NAMES):
                 raise ValueError("learned from other features")
-            return cls(learned["weights"])
+            untrained = dict(zip(NAMES, UNTRAINED, strict=True))
+            weights = {
+                student: untrained | dict(zip(learned["names"], each, strict=True))
+                for student, each in learned["weights"].items()
+            }
+            return cls({student: list(each.values()) for student, each in weights.items()})
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise ValueError(f"the prior of the ways cannot be read: {exc}") from exc
 
@@ -339,6 +356,7 @@ NOTHING_KNOWN = Local(np.zeros(len(WAYS)), _apart(posterior(np.zeros(len(WAYS)),
 # Until replay has trained on the tenant's own traffic. Overlap and vote as `make bench-quality` found them on six
 # tasks and two students, taken down a little; there similarity told nothing within one kind of request, but the
 # examples of its tasks were all near, so here a nearer one still counts for more.
+# Of lengths nothing is believed, of age neither: what is stale depends on what is asked.
 _BELIEVED = {
     "constant": 0.3,
     "own": 0.1,
@@ -346,15 +364,18 @@ _BELIEVED = {
     "own_similarity_max": 0.1,
     "own_overlap": 0.15,
     "own_vote": 0.4,
+    "own_other_system": -0.15,
+    "own_record": 1.0,
+    "own_source": 0.75,
     "shared": 0.1,
     "shared_similarity_max": 0.1,
 }
 UNTRAINED = tuple(_BELIEVED.get(name, 0.0) for name in NAMES)
 
-# What one example alone adds to the features of a request: a row for each of constant, similarity, overlap, vote.
-_alone = np.zeros((4, len(NAMES)))
+# What one example alone adds to the features of a request: a row for its being there, and one for each of `Shown`.
+_alone = np.zeros((1 + len(Shown._fields), len(NAMES)))
 _alone[0, NAMES.index("own")] = 1.0
 _alone[1, [NAMES.index("own_similarity_mean"), NAMES.index("own_similarity_max")]] = 1.0
-_alone[2, NAMES.index("own_overlap")] = 1.0
-_alone[3, NAMES.index("own_vote")] = 1.0
+for _row_of, _field in enumerate(Shown._fields[1:], 2):
+    _alone[_row_of, NAMES.index(f"own_{_field}")] = 1.0
 ALONE = _alone

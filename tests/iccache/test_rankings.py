@@ -20,7 +20,7 @@ from iccache.examples.selector import Selector
 from iccache.examples.shared import SetOf
 from iccache.examples.traits import application
 from iccache.examples.utility import NAMES as COLUMNS
-from iccache.examples.utility import OTHER_SYSTEM_LOSS, USUAL_QUALITY, LearnedUtility
+from iccache.examples.utility import USUAL_QUALITY, LearnedUtility
 from iccache.examples.ways import NAMES, NOTHING_KNOWN, WAYS, Prior, Shown, Way, Ways, features
 from iccache.select import RANKINGS_KEPT, Choice, Job, Select
 from iccache.types import Form, Query, Recalled
@@ -178,25 +178,36 @@ def test_utility_is_its_formula(rows: list[list[float]], weights: list[float]) -
     model, x = LearnedUtility(Prior({"": weights})), np.array(rows)
     c = {name: x[:, i] for i, name in enumerate(COLUMNS)}  # views
     c["credited_quality"] *= c["credit"]  # it is at most that
+    c["own_quality_known"].round(out=c["own_quality_known"])
+    c["own_quality"][c["own_quality_known"] == 0] = 0.5
     w = dict(zip(NAMES, weights, strict=True))
-    nearness = (
+    m0 = model.mean_
+    record = (c["credited_quality"] + model.kappa * m0) / (c["credit"] + model.kappa) - m0
+    source = (c["own_quality"] - USUAL_QUALITY) * c["own_quality_known"]
+    utility = (
         w["own"]
         + max(w["own_similarity_mean"] + w["own_similarity_max"], 0) * c["similarity"]
         + max(w["own_overlap"], 0) * c["overlap"]
         + max(w["own_vote"], 0) * c["vote"]
-        - OTHER_SYSTEM_LOSS * (c["same_system"] <= 0.5)
+        + min(w["own_other_system"], 0) * (1 - c["same_system"])
+        + w["own_request_length"] * c["request_length"] / 8
+        + w["own_answer_length"] * c["answer_length"] / 8
+        + min(w["own_age"], 0) * c["age"] / 8
+        + max(w["own_record"], 0) * record
+        + max(w["own_source"], 0) * source
     )
-    m0 = model.mean_
-    record = (c["credited_quality"] + model.kappa * m0) / (c["credit"] + model.kappa) - m0
-    own = model.own_gain * (c["own_quality"] - USUAL_QUALITY) * c["own_quality_known"]
-    np.testing.assert_allclose(model.predict(x), nearness + record + own, atol=1e-12)
+    np.testing.assert_allclose(model.predict(x), utility, atol=1e-12)
+    seen = Shown(*model.seen(x).T)
+    columns = (c["similarity"], c["overlap"], c["vote"], 1 - c["same_system"])
+    columns += (c["request_length"] / 8, c["answer_length"] / 8, c["age"] / 8, record, source)
+    np.testing.assert_allclose(seen, columns, atol=1e-12)
 
 
 @settings_(max_examples=40, deadline=None)
 @given(st.lists(numbers, min_size=len(NAMES), max_size=len(NAMES)), st.lists(st.floats(0, 1), max_size=5))
 def test_what_is_expected_of_a_way_is_the_prior_of_its_features(weights: list[float], seen: list[float]) -> None:
     ways = Ways(Prior({"": weights}))
-    shown = {Way.OWN: Shown(seen, seen, seen), Way.SHARED: Shown(seen)}
+    shown = {Way.OWN: Shown(*[seen] * len(Shown._fields)), Way.SHARED: Shown(seen)}
     estimate = ways.estimate(NOTHING_KNOWN, "small", 33, shown)
     x = np.array([features(33, way, shown.get(way, Shown(()))) for way in WAYS])
     np.testing.assert_allclose(estimate.features, x)

@@ -12,6 +12,7 @@ from iccache.examples.shared import SETS_STATE, SharedSets, build_set, unpack
 from iccache.examples.store import ExampleStore, open_store
 from iccache.examples.training import Scored, calibration, fit
 from iccache.examples.traits import application
+from iccache.examples.utility import LearnedUtility, Rows, candidate_rows
 from iccache.examples.ways import NAMES, PRIOR_STATE, Prior, Shown, Way, features
 from iccache.types import Considered, ExampleStats, Feedback, Taken, Usage
 from replay import lessons
@@ -45,6 +46,57 @@ def test_training_finds_what_helps_and_not_what_only_goes_with_it() -> None:
         np.array([a.x for a in world(6000)]), np.array([a.quality for a in world(6000)]), rcond=None
     )
     assert naive[0][NAMES.index("own_similarity_mean")] < -0.05  # which is what differences within kinds are for
+
+
+WORLDS = {  # what an example adds to the chance of a right answer, from what is seen of it
+    "what is old is stale": lambda seen: 0.5 - 0.8 * seen.age,
+    "long answers lead astray": lambda seen: 1.0 - 1.5 * seen.answer_length,
+    "what was shown with success helps again": lambda seen: 0.1 + 2.0 * seen.record,
+    "what is poor itself harms": lambda seen: 0.2 + 0.8 * seen.source,
+    "other instructions harm": lambda seen: 0.4 - 0.5 * seen.other_system,
+}
+
+
+def candidates(n: int) -> Rows:
+    """(n, columns): examples equally near to a request, of all ages, lengths, records and origins."""
+    rng, nearest = np.random.default_rng(7), []
+    for i in range(n):
+        judged = float(rng.choice([0, 4, 20]))
+        known = ExampleStats(
+            credit=judged,
+            credited_quality=judged * float(rng.random()),
+            own_quality=rng.choice([None, 0.2, 0.7, 1.0]),
+        )
+        answer = "word " * int(np.exp(rng.uniform(0, 5)))
+        system = "Be brief." if rng.random() < 0.5 else "Be kind."
+        age = 86_400 * float(np.exp(rng.uniform(0, 6)) - 1)
+        nearest.append((make_example(f"e{i}", answer=answer, system=system, stats=known, at=AT - age), 0.6))
+    return candidate_rows(nearest, request="a request", system="Be brief.", now=AT)
+
+
+@pytest.mark.parametrize("world_", WORLDS)
+def test_training_finds_what_makes_an_example_useful(world_: str) -> None:
+    """Of six candidates the one ranked first is worth nearly what the best is; before training, less."""
+    rng, untrained = np.random.default_rng(8), LearnedUtility()
+    rows = candidates(600)
+    seen = untrained.seen(rows)
+    worth = WORLDS[world_](Shown(*seen.T))
+    answers = []
+    for i, one in enumerate(rng.integers(len(rows), size=2500)):
+        chance = np.clip(0.3 + worth[one] - 0.1 * (i % 3), 0, 1)  # some kinds are harder
+        x = features(40, Way.OWN, Shown(*[[float(value)] for value in seen[one]]))
+        answers.append(Scored("small", f"k{i % 3}", x.tolist(), float(rng.random() < chance)))
+
+    trained = LearnedUtility(fit(answers))
+
+    def chosen(model: LearnedUtility) -> float:
+        """Mean worth of what it ranks first, from 0, that of a random one, to 1, that of the best."""
+        sixes = rng.integers(len(rows), size=(500, 6))
+        first = sixes[np.arange(500), np.argmax(model.predict(rows, "small")[sixes], axis=1)]
+        return float((worth[first].mean() - worth.mean()) / (worth[sixes].max(axis=1).mean() - worth.mean()))
+
+    assert chosen(trained) > 0.9
+    assert chosen(untrained) < 0.87
 
 
 def test_a_student_with_few_answers_has_the_weights_of_all() -> None:

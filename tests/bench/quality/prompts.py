@@ -14,10 +14,10 @@ import numpy as np
 from iccache import config
 from iccache.examples.embed import Embedder, make_embedder
 from iccache.examples.embed.unrelated import unrelated
-from iccache.examples.selector import Selector
+from iccache.examples.selector import VOTE, Selector
 from iccache.examples.shared import build_set
-from iccache.examples.traits import overlap, plain, words
-from iccache.examples.utility import LearnedUtility, votes
+from iccache.examples.traits import plain
+from iccache.examples.utility import LearnedUtility, candidate_rows, votes
 from iccache.examples.ways import Prior, Shown
 from iccache.types import Example, ExampleStats, Matrix, Recalled, Shot, Vector
 from tests.bench.quality.answers import DATA
@@ -187,15 +187,20 @@ def shots(examples: Sequence[Example]) -> list[Shot]:
 
 def described(cache: Cache, request: Request, shown: Sequence[Example]) -> Shown:
     """What the prior of the ways looks at, as serving has it; of what was not recalled, the vote is 0."""
-    near, asked = cache.recall(request), words(request.item.prompt)
+    if not shown:
+        return Shown(())
+    near = cache.recall(request)
     vote = votes([cosine for _, cosine in near], [plain(e.answer) for e, _ in near])
     voted = {e.id: share for (e, _), share in zip(near, vote, strict=True)}
     cosines = {e.id: s for e, s in near}
-    return Shown(
-        [cosines.get(e.id, float(e.embedding @ request.vector)) for e in shown],
-        [overlap(asked, words(e.request)) for e in shown],
-        [voted.get(e.id, 0.0) for e in shown],
+    rows = candidate_rows(
+        [(e, cosines.get(e.id, float(e.embedding @ request.vector))) for e in shown],
+        request=request.item.prompt,
+        system=request.task.system,
+        now=AT,
     )
+    rows[:, VOTE] = [voted.get(e.id, 0.0) for e in shown]
+    return Shown(*LearnedUtility().seen(rows).T.tolist())
 
 
 def by_utility(cache: Cache, request: Request, prior: Prior, student: str, count: int = NEAREST) -> list[Example]:

@@ -80,7 +80,7 @@ def test_what_is_known_of_the_shown_ones_is_theirs() -> None:
     found = recalled(*((example(i, request=f"ask {i}", answer="ab"[i % 2]), 0.9 - 0.1 * i) for i in range(5)))
     selection = select(found, request="ask 1 now")
     assert shown(selection) == ["e2", "e1", "e0"]
-    similarity, overlaps, vote = (dict(zip(("e0", "e1", "e2"), values, strict=True)) for values in selection.seen)
+    similarity, overlaps, vote, *_ = (dict(zip(("e0", "e1", "e2"), values, strict=True)) for values in selection.seen)
     assert similarity == pytest.approx({"e0": 0.9, "e1": 0.8, "e2": 0.7})
     assert overlaps == pytest.approx({"e0": 1 / 4, "e1": 2 / 3, "e2": 1 / 4})
     assert vote["e0"] == vote["e2"] > vote["e1"] > 0

@@ -175,18 +175,34 @@ def test_an_example_alone_is_its_own_mean_and_maximum() -> None:
     assert model.predict(row(0.5))[0] == pytest.approx(0.1 + 0.5 * 0.5)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_another_system_prompt_never_speaks_for_an_example(sign: int) -> None:
-    model = learned(*weights(own=0.1, own_similarity_mean=0.4 * sign))
-    rows = candidate_rows(
-        [(example("be brief"), 0.5), (example("be long"), 0.5)], request="x", system="be brief", now=NOW
-    )
-    same, other = model.predict(rows)
-    assert other < same
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_another_system_prompt_or_age_never_speaks_for_an_example(weight: float) -> None:
+    model = learned(*weights(own=0.1, own_other_system=weight, own_age=weight))
+    nearest = [(example("be brief"), 0.5), (example("be long"), 0.5), (example("be brief", at=NOW - 9e8), 0.5)]
+    same, other, old = model.predict(candidate_rows(nearest, request="x", system="be brief", now=NOW))
+    if weight > 0:
+        assert other == old == same
+    else:
+        assert same - other == pytest.approx(0.5)
+        assert 0.1 < same - old < 1
+
+
+def test_before_training_the_record_and_source_quality_count_as_in_the_formula() -> None:
+    rows = np.concatenate([row(), row(credit=4.0, credited_quality=4.0), row(own_quality=0.25)])
+    gains = LearnedUtility().predict(rows) - LearnedUtility().predict(row())
+    assert gains.tolist() == pytest.approx([0.0, 0.25, 0.75 * -0.5])
+
+
+def test_long_answers_may_speak_for_an_example_or_against_it() -> None:
+    rows = np.concatenate([row(), row()])
+    rows[:, NAMES.index("answer_length")] = 1.0, 5.0
+    for weight in (0.4, -0.4):
+        short, long = learned(*weights(own_answer_length=weight)).predict(rows)
+        assert long - short == pytest.approx(weight / 2)
 
 
 def test_new_weights_are_in_force_at_once_and_records_still_count() -> None:
-    model = learned(*weights())
+    model = learned(*weights(own_record=1.0))
     assert model.predict(row(credit=10.0, credited_quality=0.0))[0] < 0
     model.use(Prior({"": weights(own=1.0), "small": weights(own=2.0)}))
     assert (model.predict(row())[0], model.predict(row(), "small")[0]) == pytest.approx((1.0, 2.0))

@@ -1,5 +1,7 @@
 """The ways to show examples: the posterior against brute force, and synthetic worlds whose best way is known."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from iccache.examples.ways import (
     NAMES,
     NOISE,
     NOTHING_KNOWN,
+    UNTRAINED,
     WAYS,
     Estimate,
     Evidence,
@@ -66,7 +69,8 @@ def test_what_all_ways_have_in_common_moves_all_and_sets_none_apart() -> None:
 
 
 def test_features_have_a_name_each_and_only_those_of_the_way_taken() -> None:
-    own = dict(zip(NAMES, features(6, Way.OWN, Shown([0.5, 0.9], [0.2, 0.4], [1.0, 0.0])), strict=True))
+    shown = Shown([0.5, 0.9], [0.2, 0.4], [1.0, 0.0], [0.0, 1.0], [0.3], [0.4], [0.1, 0.2], [-0.1, 0.3], [0.25, 0.0])
+    own = dict(zip(NAMES, features(6, Way.OWN, shown), strict=True))
     assert own == pytest.approx(
         {
             "constant": 1.0,
@@ -77,14 +81,20 @@ def test_features_have_a_name_each_and_only_those_of_the_way_taken() -> None:
             "own_similarity_max": 0.9,
             "own_overlap": 0.3,
             "own_vote": 0.5,
+            "own_other_system": 0.5,
+            "own_request_length": 0.3,
+            "own_answer_length": 0.4,
+            "own_age": 0.15,
+            "own_record": 0.1,
+            "own_source": 0.125,
             "shared": 0.0,
             "shared_count": 0.0,
             "shared_similarity_mean": 0.0,
             "shared_similarity_max": 0.0,
         }
     )
-    assert not features(6, Way.NONE, Shown([0.5]))[2:].any()
-    assert not features(6, Way.SHARED, Shown([0.5]))[2:8].any()
+    assert not features(6, Way.NONE, shown)[2:].any()
+    assert not features(6, Way.SHARED, shown)[2 : NAMES.index("shared")].any()
 
 
 def test_a_prior_survives_its_state_and_refuses_what_is_none() -> None:
@@ -95,6 +105,12 @@ def test_a_prior_survives_its_state_and_refuses_what_is_none() -> None:
     for state in (b"", b"[]", b"{}", b'{"names": ["x"], "weights": {}}', prior.state().replace(b"1.0", b"NaN")):
         with pytest.raises(ValueError, match="prior"):
             Prior.restored(state)
+
+
+def test_a_prior_of_fewer_features_goes_on_with_the_untrained_weights_of_the_others() -> None:
+    state = json.dumps({"names": ["constant", "own_vote"], "weights": {"": [0.5, 0.2]}}).encode()
+    expected = dict(zip(NAMES, UNTRAINED, strict=True)) | {"constant": 0.5, "own_vote": 0.2}
+    assert Prior.restored(state).weights[""].tolist() == list(expected.values())
 
 
 def test_before_anything_was_scored_the_nearest_are_shown_to_everybody() -> None:
