@@ -9,12 +9,16 @@ as often as 1/n), over a day. Each is shown its three nearest examples by the `h
 where the nearest is of the request's own kind (its intent, its folder). The examples' statistics follow as in the store
 (`credit.py`). Then the cache is cut to a share of its bytes, and another day's requests tell what is left of the
 successes: in the same popularity, and, where it `shifts`, with every second request's popularity drawn anew.
+
+Or what is asked when is real too: in the `trace`, each request stands for an object that a cache of Twitter's was asked
+for, whose 88 minutes are stretched to the two days (`data/README.md`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +38,10 @@ CACHED = 0.6
 REQUESTS = 6000  # in each of the two days
 SHOWN = 3
 SHARES = (0.1, 0.25, 0.5)
-SEEDS = range(5)
+SEEDS = range(20)
 DAY_S = 86_400.0
 AT = 1_700_000_000.0
+TRACE = Path(__file__).parent / "data" / "accesses.csv.xz"
 Rng = np.random.Generator
 
 
@@ -89,12 +94,36 @@ def popularity(count: int, rng: Rng) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-def lived(w: World, popular: NDArray[np.float64], rng: Rng) -> History:
+class Day(NamedTuple):
+    """What is asked, and when: (n,) places in the requests, and (n,) seconds from the day's start."""
+
+    requests: NDArray[np.intp]
+    at: NDArray[np.float64]
+
+
+def drawn(popular: NDArray[np.float64], rng: Rng) -> Day:
+    """A day of that popularity."""
+    return Day(rng.choice(len(popular), REQUESTS, p=popular / popular.sum()), np.arange(REQUESTS) / REQUESTS * DAY_S)
+
+
+def traced(count: int, rng: Rng) -> tuple[Day, Day]:
+    """Two days in which `count` objects of the trace, drawn at random, are asked for as often and when they were."""
+    with lzma.open(TRACE, "rt") as file:
+        steps = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    at, objects = np.cumsum(steps[:, 0]), steps[:, 1]
+    place = np.full(objects.max() + 1, -1)
+    place[rng.choice(len(place), count, replace=False)] = np.arange(count)
+    at, requests = at[place[objects] >= 0] / (at[-1] + 1) * 2 * DAY_S, place[objects][place[objects] >= 0]
+    first = at < DAY_S
+    return Day(requests[first], at[first]), Day(requests[~first], at[~first] - DAY_S)
+
+
+def lived(w: World, day: Day) -> History:
     """A day with the whole cache: every answer is scored."""
     stats = [ExampleStats(offloads_at=AT)] * len(w.examples)
     used_at = np.zeros(len(w.examples))
-    for n, request in enumerate(rng.choice(len(w.requests), REQUESTS, p=popular)):
-        at = AT + n / REQUESTS * DAY_S
+    for request, since in zip(day.requests, day.at, strict=True):
+        at = AT + float(since)
         shown = w.near[request, :SHOWN]
         good = float(w.same[request, shown[0]])
         one = Credit(weight=1 / SHOWN, quality=good / SHOWN, offload=good / SHOWN, gain=0.0)
@@ -159,18 +188,17 @@ def measure(seeds: Sequence[int] = SEEDS, shares: Sequence[float] = SHARES) -> l
         w = world(rng)
         popular = popularity(len(w.requests), rng)
         shifted = np.where(rng.random(len(popular)) < 0.5, popular, popularity(len(popular), rng))
-        history = lived(w, popular, rng)
-        total = sum(thing.weight for thing in things(w, history))
-        days = {
-            day: rng.choice(len(w.requests), REQUESTS, p=p / p.sum())
-            for day, p in (("same", popular), ("shifts", shifted))
-        }
-        for share in shares:
-            for name, rule in RULES.items():
-                kept = rule(w, history, int(share * total), rng)
-                for day, requests in days.items():
-                    whole = successes(w, set(range(len(w.examples))), requests)
-                    rows.setdefault((name, share, day), []).append(successes(w, kept, requests) / whole)
+        before = drawn(popular, rng)
+        days = {"same": (before, drawn(popular, rng)), "shifts": (before, drawn(shifted, rng))}
+        days["trace"] = traced(len(w.requests), rng)
+        for day, (first, second) in days.items():
+            history = lived(w, first)
+            total = sum(thing.weight for thing in things(w, history))
+            whole = successes(w, set(range(len(w.examples))), second.requests)
+            for share in shares:
+                for name, rule in RULES.items():
+                    kept = rule(w, history, int(share * total), rng)
+                    rows.setdefault((name, share, day), []).append(successes(w, kept, second.requests) / whole)
     return [
         {"rule": rule, "share": share, "popularity": day, "benefit": float(np.mean(kept)), "least": min(kept)}
         for (rule, share, day), kept in rows.items()
@@ -181,7 +209,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     shares = sorted({row["share"] for row in rows})
     lines = [f"{'kept':<27}{'popularity':<13}" + "".join(f"{share:>8.0%}" for share in shares)]
     found = {(r["rule"], r["popularity"], r["share"]): r["benefit"] for r in rows}
-    for day in ("same", "shifts"):
+    for day in ("same", "shifts", "trace"):
         for rule in RULES:
             lines.append(f"{rule:<27}{day:<13}" + "".join(f"{found[rule, day, share]:>8.2f}" for share in shares))
     return "\n".join(lines)
