@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 from iccache import config
 from iccache.backends.fleet import Fleet, Post, Reply, is_stream, status_of
 from iccache.backends.headers import forwardable
+from iccache.dialects.answer import beginning_of
 from iccache.dialects.dialect import AnswerReader, Dialect
 from iccache.errors import BackendError, RequestError
 from iccache.learn.learner import Learner
@@ -229,7 +230,12 @@ class Pipeline:
             self.metrics.stage_seconds.labels("compose").observe(self.clock() - started)
             return composed
 
-        return Post("POST", call.dialect.path, call.query, call.headers, body)
+        def lost(backend: config.Backend, came: bytes) -> None:
+            said = Answer(text=beginning_of(came), complete=False)
+            usage = self.select.usage(said, ask, backend, self.shown(plan, backend.name), 200)
+            self.learner.count_lost(call.tenant, backend, usage)
+
+        return Post("POST", call.dialect.path, call.query, call.headers, body, whole=not_a_stream, lost=lost)
 
     def begin(self, call: Call, ask: Ask, plan: Plan, reply: Reply) -> Exchange:
         """The record of this request, as far as it is known when the answer begins."""
@@ -384,6 +390,11 @@ def drawn_for(tenant: str, session: str | None) -> float | None:
         return None
     digest = hashlib.blake2b(f"{tenant}\0{session}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+def not_a_stream(reply: Reply) -> bool:
+    """Nothing of such an answer goes out before its last byte is here, so that another backend may still be asked."""
+    return not reply.streams
 
 
 def broken_stream(error: BackendError) -> RequestError:

@@ -47,7 +47,7 @@ class Reason(StrEnum):
     FAILED = "decision_failed"  # one of them failed
     # fallback: why the first choice did not answer
     CONNECT = "connect"  # no connection
-    RESET = "reset"  # the connection broke before the first byte
+    RESET = "reset"  # the connection broke before the first byte; of what is no stream, before the last
     SLOW = "timeout"  # no byte in time
     STATUS = "status"  # 408, 429 or 5xx
     CIRCUIT = "circuit_open"  # it failed too often lately

@@ -65,6 +65,7 @@ class Script:
     between_s: float = 0  # between the pieces of a stream
     repeat: int = 1  # a stream's pieces of text, this many times over
     fault: Fault | None = None
+    says_length: bool = True  # of a body that is no stream; else it comes in chunks
 
 
 @dataclass(slots=True)
@@ -184,7 +185,7 @@ class ScriptedUpstream:
         response = web.StreamResponse(status=script.status, headers={"Content-Type": kind, **script.headers})
         response.headers.setdefault("x-request-id", f"upstream-{len(self.requests)}")
         if kind != "text/event-stream":
-            response.content_length = sum(map(len, pieces))
+            response.content_length = sum(map(len, pieces)) if script.says_length else None
             pieces = [piece for piece in pieces if piece]
             pieces = [pieces[0][: len(pieces[0]) // 2], pieces[0][len(pieces[0]) // 2 :]] if pieces else []
         await response.prepare(request)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -13,12 +12,11 @@ from iccache import config
 from iccache.api import websocket
 from iccache.api.app import PROXY, REQUEST_ID
 from iccache.api.body import pieces, read_body
+from iccache.api.metering import Meter, estimated, usage_of, usage_of_part
 from iccache.assemble import Proxy
 from iccache.backends.fleet import Post, Reply, is_failure
 from iccache.backends.headers import forwardable
 from iccache.dialects import body as bodies
-from iccache.dialects import sse
-from iccache.dialects.answer import count, load, mapping
 from iccache.dialects.dialect import DIALECTS
 from iccache.dialects.splice import Document
 from iccache.errors import BackendError
@@ -55,17 +53,30 @@ async def forward(request: web.Request) -> web.StreamResponse:
     parcel = await _opened(request)
     controls = read_controls(request.headers, parcel.controls)
     order = await _order(proxy, tenant, controls, parcel, again=parcel.body is not None or not request.can_read_body)
-    post = Post(
+    post = _post(request, proxy, tenant, parcel)
+    sent = proxy.clock()
+    async with proxy.fleet.send(post, order) as reply:
+        return await _forwarded(request, proxy, tenant, parcel, reply, order, arrived, sent)
+
+
+def _post(request: web.Request, proxy: Proxy, tenant: str, parcel: Parcel) -> Post:
+    path = _path(request)
+    repeatable = request.method in ("GET", "HEAD") or (parcel.body is not None and path in REPEATABLE)
+
+    def lost(backend: config.Backend, came: bytes) -> None:
+        usage = usage_of_part(came, path, parcel.body, proxy.tokenizers[backend.tokenizer].count)
+        proxy.learner.count_lost(tenant, backend, usage)
+
+    return Post(
         request.method,
-        _path(request),
+        path,
         request.rel_url.raw_query_string,
         request.headers,
         lambda b: _body(request, proxy, parcel, b),
-        repeatable=request.method in ("GET", "HEAD") or (parcel.body is not None and _path(request) in REPEATABLE),
+        repeatable=repeatable,
+        whole=lambda reply: repeatable and request.method != hdrs.METH_HEAD and _is_metered(reply, path),
+        lost=lost,
     )
-    sent = proxy.clock()
-    async with proxy.fleet.send(post, order) as reply:
-        return await _forwarded(request, proxy, tenant, reply, order, arrived, sent)
 
 
 async def _conversation(request: web.Request, proxy: Proxy, tenant: str) -> web.StreamResponse:
@@ -83,6 +94,7 @@ async def _forwarded(
     request: web.Request,
     proxy: Proxy,
     tenant: str,
+    parcel: Parcel,
     reply: Reply,
     order: tuple[str, ...],
     arrived: float,
@@ -102,9 +114,10 @@ async def _forwarded(
             "x-iccache-overhead-ms": f"{(sent - arrived) * 1000:.3f}",
         }
     )
-    if request.method != hdrs.METH_HEAD and _is_metered(reply):
+    path, tokens = _path(request), proxy.tokenizers[reply.backend.tokenizer].count
+    if request.method != hdrs.METH_HEAD and _is_metered(reply, path):
         body = b"".join([chunk async for chunk in reply.chunks])
-        usage = usage_of(body)
+        usage = usage_of(body, path, parcel.body, tokens) if reply.status < 400 else Usage(0, 0)
         proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
         headers["x-iccache-cost-usd"] = as_usd(cost(reply.backend, usage))
         return web.Response(status=reply.status, headers=headers, body=body)
@@ -126,28 +139,10 @@ async def _forwarded(
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
     finally:
-        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, meter.usage())
+        usage = meter.usage() or (estimated(path, parcel.body, meter.said, tokens) if reply.streams else Usage(0, 0))
+        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
     await response.write_eof()
     return response
-
-
-class Meter:
-    """Looks in a stream for what it says that it took."""
-
-    def __init__(self) -> None:
-        self._tap = sse.Tap()
-        self._reported: dict[str, Any] = {}
-
-    def feed(self, chunk: bytes) -> None:
-        for event in self._tap.feed(chunk):
-            if b'"usage"' in event.data:
-                found = mapping(load(event.data))
-                self._reported.update(
-                    mapping(found.get("usage")) or mapping(mapping(found.get("response")).get("usage"))
-                )
-
-    def usage(self) -> Usage:
-        return reported_usage(self._reported)
 
 
 async def _opened(request: web.Request) -> Parcel:
@@ -198,22 +193,12 @@ def _body(
     return document.bytes()
 
 
-def _is_metered(reply: Reply) -> bool:
-    """Whether the answer is a small JSON body, which may say what it took."""
+def _is_metered(reply: Reply, path: str) -> bool:
+    """Whether the answer is a JSON body that may say what it took, and is small: as it says, or as a model's are."""
     length = _length(reply)
     is_json = reply.headers.get("Content-Type", "").startswith("application/json")
-    return is_json and length is not None and length <= METERED_BYTES and not is_failure(reply.status)
-
-
-def usage_of(body: bytes) -> Usage:
-    """Tokens that an answer of another endpoint reports; none where it reports none."""
-    return reported_usage(mapping(mapping(load(body)).get("usage")))
-
-
-def reported_usage(reported: dict[str, Any]) -> Usage:
-    taken = count(reported.get("prompt_tokens", reported.get("input_tokens")))
-    made = count(reported.get("completion_tokens", reported.get("output_tokens")))
-    return Usage(taken or 0, made or 0)
+    is_small = path in REPEATABLE if length is None else length <= METERED_BYTES
+    return is_json and is_small and not is_failure(reply.status)
 
 
 def _length(reply: Reply) -> int | None:

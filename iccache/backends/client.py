@@ -111,8 +111,11 @@ class Upstream:
         self._first = first
         self._deadline = deadline
 
-    async def chunks(self, broken: Callable[[], object] = lambda: None) -> AsyncIterator[bytes]:
-        """The body as it comes, once. Raises BackendError or BackendTimeout where it breaks, `broken` called before."""
+    async def chunks(
+        self, broken: Callable[[], object] = lambda: None, ended: Callable[[], object] = lambda: None
+    ) -> AsyncIterator[bytes]:
+        """The body as it comes, once; `ended` is called when it is here whole. Raises BackendError or BackendTimeout
+        where it breaks, `broken` called before."""
         chunk, self._first = self._first, b""
         now = asyncio.get_running_loop().time
         idle, deadline, read = self._backend.idle_timeout_s, self._deadline, self._source.read
@@ -126,6 +129,7 @@ class Upstream:
             except (TimeoutError, Broken, aiohttp.ClientError, OSError) as exc:
                 broken()
                 raise self._translated(exc, late=until >= deadline) from exc
+        ended()
 
     def close(self) -> None:
         """Whatever has not come yet is not wanted: the connection closes, which stops the upstream."""

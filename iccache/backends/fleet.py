@@ -31,6 +31,14 @@ def _nothing() -> None:
     """There is nothing to close."""
 
 
+def _as_it_comes(reply: Reply) -> bool:
+    return False
+
+
+def _unheeded(backend: config.Backend, body: bytes) -> None:
+    """Nobody counts what was lost."""
+
+
 class Outgoing(Protocol):
     """What goes upstream, for one backend."""
 
@@ -47,6 +55,8 @@ class Post:
     headers: Mapping[str, str]
     body: Outgoing
     repeatable: bool = True  # it may go to one backend more than once
+    whole: Callable[[Reply], bool] = _as_it_comes  # an answer that counts only once it is here to its last byte
+    lost: Callable[[config.Backend, bytes], None] = _unheeded  # told what had come of such an answer that broke off
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class Reply:
     chunks: AsyncIterator[bytes]
     fell_back: Reason | None  # why an earlier choice did not answer
     close: Callable[[], None] = _nothing  # what has not come yet is not wanted
+    body: bytes | None = None  # what `chunks` gives, where it is here to its last byte
 
     @property
     def streams(self) -> bool:
@@ -108,9 +119,14 @@ class Member:
     rests_until: float = 0.0  # it asked to be left alone (Retry-After), on the fleet's clock
     limits: Limits = field(init=False)
     told_open: bool | None = None  # what the metrics say of its circuit
+    breaks: int = 0  # answers in a row that broke off after their first byte
 
     def __post_init__(self) -> None:
         self.limits = Limits(self.config)
+
+    def ended(self) -> None:
+        """An answer came whole."""
+        self.breaks = 0
 
     def take_over(self, known: Member) -> None:
         """What was known of the backend before the configuration was read again."""
@@ -156,7 +172,8 @@ class Fleet:
     def send(self, post: Post, order: Sequence[str]) -> Sending:
         """The first of `order` that answers, from its first byte to its last.
 
-        A backend fails by not connecting, breaking or being slow before its first byte, or with 408, 429 or 5xx.
+        A backend fails by not connecting, breaking or being slow before its first byte (before its last, where the
+        answer is to be `whole`), or with 408, 429 or 5xx.
         Backends whose circuit is open, or that asked to be left alone, come last; but somebody is always asked. Where
         all fail, they may be asked once more (`retry`). Where they fail again, the last error that an upstream gave is
         the reply; where none gave any, the last BackendError is raised.
@@ -228,8 +245,15 @@ class Fleet:
             self._over(member, upstream)
         else:
             held.take(lambda: self._over(member, upstream))
-            chunks = upstream.chunks(lambda: self._judge(member, ok=False))
-            found.reply = Reply(member.config, upstream.status, upstream.headers, chunks, found.why)
+            chunks = upstream.chunks(lambda: self._broke(member), member.ended)
+            reply = Reply(member.config, upstream.status, upstream.headers, chunks, found.why)
+            if not failed and post.whole(reply):
+                try:
+                    reply = await _whole(reply, post)
+                except BackendError as exc:
+                    found.error, found.why = exc, found.why or exc.reason
+                    return False
+            found.reply = reply
         if failed:
             found.why = found.why or Reason.STATUS
             asked = min(retry_after_s(upstream.headers, self.wall()) or 0.0, LONGEST_REST_S)
@@ -288,6 +312,12 @@ class Fleet:
         self._judge(member, ok=upstream.status < 500)
         return upstream
 
+    def _broke(self, member: Member) -> None:
+        """Its answer broke off. What it began well makes up for no earlier one that did: all its answers may."""
+        member.breaks += 1
+        for _ in range(member.breaks):
+            self._judge(member, ok=False)
+
     def _over(self, member: Member, upstream: Upstream | None) -> None:
         if upstream is not None:
             upstream.close()
@@ -326,6 +356,24 @@ def status_of(error: BackendError) -> int:
     return 504 if isinstance(error, BackendTimeout) else 502
 
 
+async def _whole(reply: Reply, post: Post) -> Reply:
+    """`reply` to its last byte. What has come is told to `post.lost` where that fails, or nobody waits any more."""
+    pieces: list[bytes] = []
+    try:
+        async for chunk in reply.chunks:
+            pieces.append(chunk)
+    except BaseException:
+        post.lost(reply.backend, b"".join(pieces))
+        raise
+    reply.body = body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    reply.chunks = _one(body)
+    return reply
+
+
+async def _one(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
 async def _kept(reply: Reply) -> Reply:
     """`reply`, read whole, so that its connection can be given back."""
     body = bytearray()
@@ -338,7 +386,4 @@ async def _kept(reply: Reply) -> Reply:
     except (BackendError, TimeoutError):
         pass  # what has come of an error's text is enough
 
-    async def whole() -> AsyncIterator[bytes]:
-        yield bytes(body)
-
-    return Reply(reply.backend, reply.status, reply.headers, whole(), reply.fell_back)
+    return Reply(reply.backend, reply.status, reply.headers, _one(bytes(body)), reply.fell_back)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ FINISH = {  # in the words of chat completions
     "function_call": "tool_calls",
     "refusal": "content_filter",
 }
+
+_SAID = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]|\\.)*+)')
 
 
 class Draft:
@@ -156,6 +159,12 @@ class StreamReader:
             self._draft.failed = True
         else:
             self._grammar.event(event.name, data, self._draft)
+
+
+def beginning_of(body: bytes) -> str:
+    """The text in what has come of an answer's JSON, as far as it goes; "" where none is to be seen."""
+    said = _SAID.search(body[:MAX_TEXT_BYTES])
+    return said[1].decode("utf-8", "replace") if said else ""
 
 
 def load(data: bytes) -> Any:

@@ -68,6 +68,10 @@ class Counting:
         self.metrics.bypass.labels(Reason.ENDPOINT.value).inc()
         self._spend(tenant, backend.name, usage, cost(backend, usage))
 
+    def lost_answer(self, tenant: str, backend: config.Backend, usage: Usage) -> None:
+        """What came of an answer that broke off and reached nobody. It is no request of its own, but it costs."""
+        self._spend(tenant, backend.name, usage, cost(backend, usage))
+
     def quality(self, backend: str, quality: float) -> None:
         before = self._quality.get(backend, quality)
         self._quality[backend] = before + QUALITY_MEMORY * (quality - before)

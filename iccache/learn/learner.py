@@ -175,6 +175,10 @@ class Learner:
         """A request that was passed through without being read. It is not recorded, but it counts and it costs."""
         self.counting.passed(tenant, backend, decision, status, usage)
 
+    def count_lost(self, tenant: str, backend: config.Backend, usage: Usage) -> None:
+        """An answer broke off and another was asked for: it took something all the same."""
+        self.counting.lost_answer(tenant, backend, usage)
+
     async def feedback(self, tenant: str, verdict: Verdict) -> None:
         """Durable when it returns. Raises RequestError 404 for an exchange that is unknown, unrecorded or another's."""
         await self.verdicts.take(tenant, verdict)

@@ -167,6 +167,67 @@ async def test_after_the_first_byte_a_failure_ends_the_stream_with_an_error_even
         forget(w)
 
 
+@pytest.mark.parametrize("fault", BREAKS)
+async def test_a_whole_answer_that_is_cut_has_sent_nothing_and_is_asked_of_another(w: World, fault: str) -> None:
+    w.small.script = Script(fault=BREAKS[fault])  # type: ignore[arg-type]
+    reason = "timeout" if fault == "hang" else "reset"
+    for path, asked in DIALECTS.items():
+        answered = await w.post(path, {"model": "auto", **asked})
+        assert told(answered) == (200, "large", "fallback", reason), path
+        assert b"one two three four five six" in answered.body
+        assert (len(w.small.requests), len(w.large.requests)) == (1, 1)
+        assert (await w.recorded(answered.id)).complete
+        forget(w)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+async def test_a_pinned_backend_that_cuts_its_answer_is_asked_once_more(w: World, path: str) -> None:
+    asked = {"messages": [{"role": "user", "content": "hello"}], "prompt": "hello", "input": "hello"}
+    for says_length in (True, False):
+        w.small.queue.append(Script(fault="truncate", says_length=says_length))
+        answered = await w.post(path, {"model": "small", **asked})
+        assert (answered.status, len(w.small.requests), len(w.large.requests)) == (200, 2, 0)
+        forget(w)
+    w.small.script = Script(fault="truncate")
+    assert (await w.post(path, {"model": "small", **asked})).status == 502
+    assert (len(w.small.requests), len(w.large.requests)) == (2, 0)
+
+
+async def test_what_may_exist_twice_is_not_asked_for_again(w: World) -> None:
+    w.large.script = Script(fault="truncate")
+    assert (await w.post("/v1/batches", {"x": 1})).status == 502
+    assert (len(w.small.requests), len(w.large.requests)) == (0, 1)
+
+
+async def test_an_answer_that_was_cut_is_paid_for_all_the_same(w: World) -> None:
+    w.small.script = Script(
+        body=b'{"choices": [{"message": {"role": "assistant", "content": "a b c' + b" x" * 100, fault="truncate"
+    )
+    answered = await w.ask("one two three")
+    assert told(answered)[:3] == (200, "large", "fallback")
+    counted = (await w.get("/metrics")).body.decode()
+    spent = {
+        k: v
+        for k, v in (row.rsplit(" ", 1) for row in counted.splitlines() if row.startswith("iccache_"))
+        if "small" in k
+    }
+    assert float(spent['iccache_tokens_total{backend="small",kind="input"}']) >= 3
+    assert float(spent['iccache_tokens_total{backend="small",kind="output"}']) >= 10
+    assert float(spent['iccache_cost_usd_total{backend="small"}']) > 0
+    assert float(answered.header("cost-usd") or 0) == pytest.approx((await w.recorded(answered.id)).cost_usd)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_backend_that_always_breaks_off_is_left_alone(w: World, stream: bool) -> None:
+    w.small.script = Script(fault="truncate")
+    for _ in range(5):
+        await w.ask("one two three four", stream=stream)
+    asked = len(w.small.requests)
+    answered = await w.ask("one two three four", stream=stream)
+    assert told(answered) == (200, "large", "fallback", "circuit_open")
+    assert len(w.small.requests) == asked
+
+
 @pytest.mark.parametrize("fault", [*BREAKS.values(), "error_event", "no_done"])
 async def test_a_teachers_broken_answer_is_no_example(w: World, fault: Any) -> None:
     w.large.script = Script(fault=fault)

@@ -144,6 +144,55 @@ async def test_a_download_that_breaks_off_is_seen_to(w: World) -> None:
     assert b'"error"' in broken.body and b"[DONE]" not in broken.body
 
 
+async def tokens(w: World, backend: str = "large") -> tuple[float, float]:
+    """Input and output so far."""
+    rows = (await w.get("/metrics")).body.decode().splitlines()
+    found = dict(row.rsplit(" ", 1) for row in rows if row.startswith("iccache_tokens_total"))
+    names = [f'iccache_tokens_total{{backend="{backend}",kind="{kind}"}}' for kind in ("input", "output")]
+    return float(found.get(names[0], 0)), float(found.get(names[1], 0))
+
+
+STREAM = b'data: {"choices": [{"index": 0, "text": "one two"}]}\n\ndata: {"choices": [{"text": " three"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+WHOLE = b'{"object": "text_completion", "choices": [{"index": 0, "text": "one two three", "finish_reason": "stop"}]}'
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 0}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "body", "took"),
+    [
+        ("/v1/completions", {"prompt": "a b c d", "stream": True}, STREAM + DONE, (4, 3)),
+        ("/v1/completions", {"prompt": ["a b", "c d"], "stream": True}, STREAM + DONE, (5, 3)),
+        ("/v1/completions", {"prompt": [[1, 2, 3], [4]], "stream": True}, STREAM + DONE, (4, 3)),
+        ("/v1/completions", {"prompt": "a b c d", "stream": True}, STREAM + USAGE + DONE, (7, 0)),
+        ("/v1/completions", {"prompt": "a b c d"}, WHOLE, (4, 3)),
+        ("/v1/embeddings", {"input": "a b c d"}, b'{"object": "list", "data": []}', (4, 0)),
+        ("/v1/embeddings", {"input": 5}, b'{"object": "list", "data": []}', (0, 0)),
+        ("/v1/moderations", {"input": "a b c d"}, b'{"results": []}', (0, 0)),
+    ],
+)
+async def test_what_is_not_reported_is_estimated(
+    w: World, path: str, asked: dict[str, object], body: bytes, took: tuple[int, int]
+) -> None:
+    w.large.script = Script(body=body)
+    answered = await w.post(path, {"model": "large", **asked})
+    assert answered.body == body
+    assert await tokens(w) == took
+
+
+async def test_an_error_takes_nothing(w: World) -> None:
+    w.large.script = Script(status=400, body=b'{"error": {"message": "no"}}')
+    assert (await w.post("/v1/completions", {"model": "large", "prompt": "a b"})).status == 400
+    assert await tokens(w) == (0, 0)
+
+
+async def test_an_answer_in_chunks_says_what_it_took(w: World) -> None:
+    reported = json.loads(WHOLE) | {"usage": {"prompt_tokens": 10, "completion_tokens": 1_000_000}}
+    w.large.script = Script(body=json.dumps(reported).encode(), says_length=False)
+    answered = await w.post("/v1/completions", {"model": "large", "prompt": "a b"})
+    assert answered.header("cost-usd") == "4.00001"
+
+
 async def test_passed_requests_are_counted(w: World) -> None:
     await w.post("/v1/embeddings", {"model": "small", "input": "x"})
     text = (await w.get("/metrics")).body
