@@ -251,6 +251,7 @@ class Fleet:
                 try:
                     reply = await _whole(reply, post)
                 except BackendError as exc:
+                    held.let_go()
                     found.error, found.why = exc, found.why or exc.reason
                     return False
             found.reply = reply

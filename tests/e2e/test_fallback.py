@@ -193,6 +193,18 @@ async def test_a_pinned_backend_that_cuts_its_answer_is_asked_once_more(w: World
     assert (len(w.small.requests), len(w.large.requests)) == (2, 0)
 
 
+@pytest.mark.parametrize("fault", BREAKS.values())
+async def test_nothing_is_left_of_an_answer_that_nobody_completed(w: World, fault: Any) -> None:
+    w.small.script = Script(fault=fault)
+    for asked in ({}, {"headers": {"x-iccache-session": "s"}}):
+        assert (await w.ask("hello", "small", **asked)).status in (502, 504)
+    assert w.proxy.fleet.members["small"].in_flight == 0
+    assert b'iccache_in_flight{backend="small"} 0.0' in (await w.get("/metrics")).body
+    if fault == "hang_midway":
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(received.left.wait() for received in w.small.requests))
+
+
 async def test_what_may_exist_twice_is_not_asked_for_again(w: World) -> None:
     w.large.script = Script(fault="truncate")
     assert (await w.post("/v1/batches", {"x": 1})).status == 502
