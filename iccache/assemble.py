@@ -40,6 +40,7 @@ from iccache.plan import Directory
 from iccache.quality.judging import Judging
 from iccache.reuse import Reuse
 from iccache.select import Select
+from iccache.turns import Turns
 from iccache.warm import Warm
 from router.floor import Floor
 from router.linear import LinearThompson, LinearThreshold, LinearUcb
@@ -81,6 +82,7 @@ class Proxy:
         self.ways = Ways()
         self.policies: dict[str, Policy] = {}
         self.warm = Warm()
+        self.turns = Turns()
         self.verdicts: Counter[Verdict] = Counter()
         self.asking: asyncio.Task[None] | None = None
         self._reachable_until = 0.0
@@ -110,6 +112,7 @@ class Proxy:
             self.metrics,
             self.ways,
             np.random.default_rng(self.rng.integers(2**63)),
+            turns=self.turns,
         )
         await self.select.start()
         self.session = make_session()

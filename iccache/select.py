@@ -27,6 +27,7 @@ from iccache.examples.ways import Estimate, Local, Prior, Shown, Way, Ways
 from iccache.metrics import Metrics
 from iccache.plan import Plan
 from iccache.price import expected
+from iccache.turns import Turns
 from iccache.types import Answer, Ask, Change, Example, Exchange, Match, Matrix, Query, Recalled, Taken, Usage, Vector
 from router.types import ExampleSignals, Signals
 
@@ -93,10 +94,12 @@ class Select:
         ways: Ways | None = None,
         rng: np.random.Generator | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        turns: Turns | None = None,
     ) -> None:
         """`ways` learns in the thread of selection, and is asked there and in the event loop's."""
         self.ways = ways or Ways()
         self.rng = rng or np.random.default_rng()
+        self.turns = turns or Turns()
         self.shared = SharedSets()
         self.threshold: float | None = None
         self.unrelated = -1.0
@@ -184,7 +187,11 @@ class Select:
         started = self.clock()
         self.asked += 1
         recalled = await self._recalled_here(job, started)
-        return await self.thread(job) if recalled is None else self._ranked_here(job, recalled)
+        if recalled is not None:
+            return self._ranked_here(job, recalled)
+        selected = await self.thread(job)
+        await self.turns.room(begun=True)  # others of the same batch come back at the same time
+        return selected
 
     def at_once(self, job: Job) -> Selected | None:
         """What calling this gives, where that is known without looking for it; else None."""
@@ -208,7 +215,10 @@ class Select:
         if begun is None:
             return None
         missing = begun.missing
-        read = await self._read(missing) if missing else {}
+        read: Mapping[str, Example] = {}
+        if missing:
+            read = await self._read(missing)
+            await self.turns.room(begun=True)
         if self.recalls.state != state:
             return None
         recalled = self.retriever.end(begun, read, job.now)
@@ -229,7 +239,7 @@ class Select:
             await asyncio.wait([before])
         ids, self._to_read = list(self._to_read), {}
         self._reading, self._next_reading = self._next_reading, None
-        return await self.thread.run(lambda: self.retriever.read(ids))
+        return await self.thread.run(lambda: self.retriever.read(ids), alone=False)
 
     def _begun(self, query: Query) -> Begun | None:
         """None where the thread that owns the index is at work."""

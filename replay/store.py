@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import orjson
-from sqlite_utils import Database, Migrations
 
 from iccache import config
 from iccache.examples import migrations
 from iccache.examples.credit import add_decaying
+from iccache.examples.database import Database, Migrations
 from iccache.examples.sqlite.connection import Params
 from iccache.examples.sqlite.driver import Row
 from iccache.examples.sqlite.exchanges import PAGE

@@ -23,12 +23,7 @@ ONE_HOME = {
     "sentence_transformers": {"iccache/examples/embed/sentence_transformer.py"},
     "torch": {"iccache/examples/embed/sentence_transformer.py", "iccache/examples/embed/onnx.py"},
     "onnxruntime": {"iccache/examples/embed/onnx.py"},
-    "sqlite_utils": {
-        "iccache/examples/sqlite/connection.py",
-        "iccache/examples/restore.py",
-        "iccache/examples/migrations.py",
-        "replay/store.py",
-    },
+    "sqlite_utils": {"iccache/examples/database.py"},
     "sqlite3": {"iccache/examples/sqlite/driver.py"},
     "prometheus_client": {"iccache/metrics.py", "replay/report.py", "iccache/backends/engine.py"},  # the last reads
     "sklearn": {"iccache/examples/training.py"},

@@ -269,6 +269,7 @@ class Link(asyncio.Protocol):
     async def _answer(self, asked: Asked, body: bytes, request_id: str) -> None:
         proxy = self.front.proxy
         arrived = proxy.clock()
+        await proxy.turns.room()
         tenant = proxy.gate.tenant(asked.headers)
         proxy.gate.admit(tenant, proxy.learner.spent_today(tenant))
         call = Call(request_id, tenant, asked.dialect, asked.query, asked.headers, body, proxy.wall(), arrived)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -10,10 +11,10 @@ from typing import NamedTuple
 
 from iccache.types import Example
 
-CAPACITY_BYTES = 16_000_000
-KEPT_S = 60.0  # what the feed does not tell, such as how often an example was shown, may be as old as that
+CAPACITY_BYTES = 48_000_000  # 10,000 examples of some hundred words
+KEPT_S = 300.0  # what the feed does not tell, such as how often an example was shown, may be as old as that
 CONFIRMED_FOR_S = 0.8  # a deletion elsewhere counts within a second: who cannot see changes must not remember longer
-OVERHEAD_BYTES = 1200  # of an example beside its text and embedding: the objects, and their place here
+OVERHEAD_BYTES = 2100  # of an example beside its text and embedding: the objects, what ranking keeps, their place here
 PER_WORD_BYTES = 25  # of the different words of its request, kept with it
 
 
@@ -26,7 +27,7 @@ class _Kept(NamedTuple):
 class AtHand:
     """The latest read, at most `capacity` bytes of them. Follows the store: who applies its changes says so here.
 
-    Nothing is given out unless the store was seen to hold nothing new within `CONFIRMED_FOR_S`.
+    Nothing is given out unless the store was seen to hold nothing new within `CONFIRMED_FOR_S`. Any thread may use it.
     """
 
     def __init__(self, capacity: int = CAPACITY_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,6 +36,7 @@ class AtHand:
         self.size = 0
         self._clock = clock
         self._confirmed = float("-inf")
+        self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._of_request: dict[str, str] = {}  # example by the exchange it came from
 
@@ -47,11 +49,12 @@ class AtHand:
         if now - self._confirmed > CONFIRMED_FOR_S:
             return {}
         found = {}
-        for id in ids:
-            kept = self._kept.get(id)
-            if kept is not None and now - kept.at <= KEPT_S:
-                self._kept.move_to_end(id)
-                found[id] = kept.example
+        with self._lock:
+            for id in ids:
+                kept = self._kept.get(id)
+                if kept is not None and now - kept.at <= KEPT_S:
+                    self._kept.move_to_end(id)
+                    found[id] = kept.example
         return found
 
     def put(self, examples: Iterable[Example]) -> None:
@@ -59,19 +62,21 @@ class AtHand:
         if not self.capacity:
             return
         now = self._clock()
-        for example in examples:
-            self._drop(example.id)
-            size = size_of(example)
-            self._kept[example.id] = _Kept(example, now, size)
-            self._of_request[example.request_id] = example.id
-            self.size += size
-        while self.size > self.capacity:
-            self._drop(next(iter(self._kept)))
+        kept = [_Kept(example, now, size_of(example)) for example in examples]
+        with self._lock:
+            for each in kept:
+                self._drop(each.example.id)
+                self._kept[each.example.id] = each
+                self._of_request[each.example.request_id] = each.example.id
+                self.size += each.size
+            while self.size > self.capacity:
+                self._drop(next(iter(self._kept)))
 
     def forget(self, ids: Iterable[str]) -> None:
         """They were changed or deleted."""
-        for id in ids:
-            self._drop(id)
+        with self._lock:
+            for id in ids:
+                self._drop(id)
 
     def forget_exchange(self, request_id: str, shown: Iterable[str]) -> None:
         """An exchange was judged: that counts for its own example, and for those it was shown."""
@@ -79,9 +84,10 @@ class AtHand:
         self.forget([*shown] if own is None else [*shown, own])
 
     def clear(self) -> None:
-        self._kept.clear()
-        self._of_request.clear()
-        self.size = 0
+        with self._lock:
+            self._kept.clear()
+            self._of_request.clear()
+            self.size = 0
 
     def confirm(self) -> None:
         """The store holds nothing that was not applied."""

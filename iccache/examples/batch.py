@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from iccache.errors import SelectionError
@@ -16,11 +17,14 @@ S = TypeVar("S")
 
 
 class _Job(NamedTuple):
-    """An item for the batch function or, where there is a `call`, a function to be run by itself."""
+    """An item for the batch function or, where there is a `call`, a function to be run by itself: `alone`, or while
+    somebody else may hold `busy`.
+    """
 
     future: asyncio.Future[Any]
     item: Any
     call: Callable[[], Any] | None
+    alone: bool = True
 
 
 class Batcher(Generic[T, R]):
@@ -47,9 +51,9 @@ class Batcher(Generic[T, R]):
         result: R = await self._put(item, None)
         return result
 
-    async def run(self, call: Callable[[], S]) -> S:
-        """What `call` returns; run between two batches, in order."""
-        result: S = await self._put(None, call)
+    async def run(self, call: Callable[[], S], *, alone: bool = True) -> S:
+        """What `call` returns; run between two batches, in order. Where it need not be `alone`, without `busy`."""
+        result: S = await self._put(None, call, alone)
         return result
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -59,18 +63,18 @@ class Batcher(Generic[T, R]):
             self._changed.notify()
         self._thread.join(timeout_s)
 
-    def _put(self, item: Any, call: Callable[[], Any] | None) -> asyncio.Future[Any]:
+    def _put(self, item: Any, call: Callable[[], Any] | None, alone: bool = True) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         with self._changed:
             if self._closed:
                 raise SelectionError(f"{self.name} is closed")
-            self._jobs.append(_Job(future, item, call))
+            self._jobs.append(_Job(future, item, call, alone))
             self._changed.notify()
         return future
 
     def _work(self) -> None:
         while batch := self._next():
-            with self.busy:
+            with self.busy if batch[0].alone else nullcontext():
                 done = self._do(batch)
             _deliver(batch, *done)
 

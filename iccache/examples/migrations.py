@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sqlite_utils import Database, Migrations
-
 from iccache.errors import StoreError, StoreVersionError
+from iccache.examples.database import Database, Migrations
 from iccache.examples.sqlite import driver
 
 APPLICATION_ID = 0x69636361  # "icca", in the header of the file: tells our files from other SQLite files

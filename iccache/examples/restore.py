@@ -12,11 +12,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import migrations
+from iccache.examples.database import Database
 from iccache.examples.index import snapshot
 from iccache.examples.sqlite import driver
 from iccache.examples.sqlite.driver import Translated

@@ -130,7 +130,9 @@ class Retriever:
         return Begun(search, hit, self.at_hand.get(hit))
 
     def read(self, ids: Sequence[str]) -> dict[str, Example]:
-        """Those of `ids` that exist; they are at hand from then on."""
+        """Those of `ids` that exist; they are at hand from then on. In the store's thread, whatever is done with the
+        rest of this meanwhile.
+        """
         read = self.store.examples(ids)
         self.at_hand.put(read)
         return {example.id: example for example in read}

@@ -173,6 +173,6 @@ def same(a: Example, b: Example) -> bool:
         return True
     if one.answered != other.answered:
         return False
-    if overlap(one.words, other.words) > SAME_WORDS:
+    if overlap(frozenset(one.words), other.words) > SAME_WORDS:
         return True
     return float(a.embedding @ b.embedding) > SAME_COSINE

@@ -218,7 +218,8 @@ class Evidence:
         rows = np.flatnonzero(self.student[:used] == student)
         if not len(rows):
             return np.zeros(len(WAYS)), np.zeros(len(WAYS))
-        weights = self._nearness(self.vectors[rows] @ vector, self.application[rows] == application, application != 0)
+        mine = slice(used) if len(rows) == used else rows  # of all a view, where of some it takes a copy
+        weights = self._nearness(self.vectors[mine] @ vector, self.application[mine] == application, application != 0)
         ways = self.way[rows]
         n: Floats = np.bincount(ways, weights, len(WAYS)).astype(np.float64)
         r: Floats = np.bincount(ways, weights * self.residual[rows], len(WAYS)).astype(np.float64)

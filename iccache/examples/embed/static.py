@@ -42,6 +42,9 @@ GRAM = 3  # characters of the pieces of a word that the vocabulary does not have
 GRAMS = 32  # of one word, at most
 
 WORDS_REMEMBERED = 16_384
+_ROOT_OF_PAIR = math.sqrt(PAIR)
+_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
+_FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 _PIECE = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -78,11 +81,14 @@ class StaticEmbedder:
         self.identity = f"static-{VERSION}:{digest(self.folder)}"
         self._roots = _weights(len(self._rows)) ** POWER
         codes = _mixed(np.arange(len(self._rows)))
-        self._slots, self._signs = _slots(codes), _signs(codes)
+        self._slots, self._signed = _slots(codes), _signs(codes) * self._roots
         self._power = np.float32(POWER if ours else 1.0)  # as a foreign table is meant to be read
         self._unknown = self._tokenizer.token_to_id("[UNK]") if ours else None
         self._splits_plainly = ours and _splits_plainly(self._tokenizer)
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self._special = re.compile("|".join(map(re.escape, special)) or "(?!)", re.IGNORECASE)
         self._known: dict[str, tuple[int, ...]] = {}  # tokens of a word
+        self._pieces = self._tokenizer.model  # of one word, without what makes words of a text
         self._gram_weight = np.float32(self._usual_length() / np.sqrt(self._rows.shape[1] * GRAM))
 
     def embed(self, texts: Sequence[str]) -> Matrix:
@@ -107,26 +113,25 @@ class StaticEmbedder:
             meaning += self._of_unknown(text[a:b] for a, b in words)
         if not self._spelt:
             return _unit(meaning)
-        spelling = self._spelling(np.array(read, np.int64), counts)
-        vector = np.concatenate([_unit(meaning), _unit(spelling)])
-        vector[: len(meaning)] *= math.sqrt(1.0 - self._spelt)
-        vector[len(meaning) :] *= math.sqrt(self._spelt)
+        vector = np.empty(self.dim, np.float32)
+        _share(vector[: len(meaning)], meaning, math.sqrt(1.0 - self._spelt))
+        _share(vector[len(meaning) :], self._spelling(np.array(read, np.int64), counts), math.sqrt(self._spelt))
         return vector
 
     def _plain_ids(self, text: str) -> list[int] | None:
         """The tokens of plain text, most of whose words were seen lately: the tokenizer's own, sooner.
 
         None where it takes the tokenizer to say: BERT's splits ASCII text at space and around punctuation, and each
-        piece by itself. Brackets may be one of its special tokens.
+        piece by itself, but for its special tokens.
         """
-        if not self._splits_plainly or not text.isascii() or "[" in text or _CONTROL.search(text):
+        if not self._splits_plainly or not text.isascii() or _CONTROL.search(text) or self._special.search(text):
             return None
         known = self._known
         ids: list[int] = []
         for word in _PIECE.findall(text.lower()):
             found = known.get(word)
             if found is None:
-                found = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
+                found = tuple([token.id for token in self._pieces.tokenize(word)])
                 if self._unknown in found:
                     return None
                 if len(known) >= WORDS_REMEMBERED:
@@ -138,18 +143,21 @@ class StaticEmbedder:
     def _spelling(self, ids: NDArray[np.int64], counts: Counter[int]) -> Vector:
         """(SLOTS,): which tokens and which pairs of neighbours there are."""
         distinct = np.fromiter(counts.keys(), np.intp, len(counts))
-        sums = np.fromiter(counts.values(), np.float64, len(counts)) ** POWER * self._roots[distinct]
-        n = len(self._roots)
-        pairs = ids[:-1] * n + ids[1:] + n
-        roots = self._roots[ids]
-        weights = math.sqrt(PAIR) * np.sqrt(roots[:-1] * roots[1:])
+        signed = self._signed.take(distinct)
+        if len(distinct) < len(ids):
+            signed *= np.sqrt(np.fromiter(counts.values(), np.float64, len(counts)))
+        pairs = ids[:-1] * len(self._roots)
+        pairs += ids[1:]
+        pairs += len(self._roots)
+        roots = self._roots.take(ids)
+        weights = np.sqrt(roots[:-1] * roots[1:])
+        weights *= _ROOT_OF_PAIR
         if len(set(pairs.tolist())) < len(pairs):
             pairs, first, count = np.unique(pairs, return_index=True, return_counts=True)
-            weights = weights[first] * count**POWER
+            weights = weights[first] * np.sqrt(count)
         codes = _mixed(pairs)
-        slots = np.concatenate([self._slots[distinct], _slots(codes)])
-        signed = np.concatenate([self._signs[distinct] * sums, _signs(codes) * weights])
-        return np.bincount(slots, signed, SLOTS).astype(np.float32)
+        slots = np.concatenate([self._slots.take(distinct), _slots(codes)])
+        return np.bincount(slots, np.concatenate([signed, _signs(codes) * weights]), SLOTS).astype(np.float32)
 
     def _sum(self, counts: Counter[int]) -> Vector:
         ids = np.fromiter(counts.keys(), np.intp, len(counts))
@@ -178,10 +186,20 @@ class StaticEmbedder:
 
 
 def _unit(vector: Vector) -> Vector:
+    return vector / _length(vector)
+
+
+def _share(into: Vector, vector: Vector, length: float) -> None:
+    """Put `vector` there, with that length."""
+    np.divide(vector, _length(vector), out=into)
+    into *= length
+
+
+def _length(vector: Vector) -> np.float32:
     norm = math.sqrt(vector @ vector)
     if norm == 0.0:  # nothing but space: one fixed direction
         vector[0] = norm = 1.0
-    return vector / np.float32(norm)
+    return np.float32(norm)
 
 
 def _weights(n: int) -> NDArray[np.float64]:
@@ -194,18 +212,20 @@ def _weights(n: int) -> NDArray[np.float64]:
 def _mixed(codes: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A hash of each, the same everywhere: the end of splitmix64 (S. Vigna)."""
     x = codes.astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
-    return mixed
+    x ^= x >> _SHIFTS[0]
+    x *= _FACTORS[0]
+    x ^= x >> _SHIFTS[1]
+    x *= _FACTORS[1]
+    x ^= x >> _SHIFTS[2]
+    return x
 
 
 def _slots(codes: NDArray[np.uint64]) -> NDArray[np.intp]:
-    return (codes % np.uint64(SLOTS)).astype(np.intp)
+    return (codes & np.uint64(SLOTS - 1)).view(np.intp)
 
 
 def _signs(codes: NDArray[np.uint64]) -> NDArray[np.float64]:
-    return np.where(codes & np.uint64(1 << 40), 1.0, -1.0)
+    return (codes >> np.uint64(40) & np.uint64(1)).astype(np.float64) * 2.0 - 1.0
 
 
 def _splits_plainly(tokenizer: tokenizers.Tokenizer) -> bool:

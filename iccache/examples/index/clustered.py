@@ -153,7 +153,8 @@ class ClusteredIndex:
         while True:
             found = self._look_into(query, k, min(probes, k_lists))
             if len(found) >= k or probes >= k_lists:
-                return [(self._id(row), min(max(cosine, -1.0), 1.0)) for cosine, row in found[:k]]
+                ids = self._ids_of([row for _, row in found[:k]])
+                return [(id, min(max(cosine, -1.0), 1.0)) for id, (cosine, _) in zip(ids, found, strict=False)]
             probes *= REACH_FURTHER
 
     def __len__(self) -> int:
@@ -203,8 +204,10 @@ class ClusteredIndex:
         row = self._ids.row(id)
         return row if row is not None and self._alive[row >> 3] >> (row & 7) & 1 else None
 
-    def _id(self, row: int) -> str:
-        return self._ids.id(row) if row < len(self._ids) else self._tail_id[row]
+    def _ids_of(self, rows: Sequence[int]) -> list[str]:
+        if self._tail_row:
+            return [self._ids.id(row) if row < len(self._ids) else self._tail_id[row] for row in rows]
+        return self._ids.some(rows)
 
     def _mapped(self) -> Any:
         """The lists in the file, as faiss searches them."""

@@ -124,6 +124,7 @@ class Ids:
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._text = arrays["text"]  # uint8: the ids one after the other
+        self._bytes = self._text.data
         self._ends = arrays["ends"]  # int64 (n,): where each ends
         self._hashes = arrays["hashes"]  # uint64 (n,), ascending
         self._rows = arrays["rows"]  # uint32 (n,): whose hash it is
@@ -134,6 +135,11 @@ class Ids:
     def id(self, row: int) -> str:
         start = self._ends[row - 1] if row else 0
         return self._text[start : self._ends[row]].tobytes().decode()
+
+    def some(self, rows: Sequence[int]) -> list[str]:
+        """`id` of each: together they take a third of the time."""
+        ends, text = self._ends, self._bytes
+        return [str(text[ends.item(row - 1) if row else 0 : ends.item(row)], "utf-8") for row in rows]
 
     def row(self, id: str) -> int | None:
         """None where it is unknown."""

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlite_utils import Database
-
 from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import migrations
+from iccache.examples.database import Database
 from iccache.examples.index import snapshot
 from iccache.examples.sqlite import driver
 from iccache.examples.sqlite.driver import MEMORY, MEMORY_URI, Row, Translated

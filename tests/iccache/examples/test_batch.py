@@ -132,6 +132,15 @@ async def test_run_is_done_in_order_in_the_same_thread(batcher: Batcher[int, int
     assert doubler.batches == [[0], [1], [2]]
 
 
+async def test_what_need_not_be_alone_is_run_while_somebody_else_is_busy(batcher: Batcher[int, int]) -> None:
+    with batcher.busy:
+        assert await asyncio.wait_for(batcher.run(threading.get_ident, alone=False), 10) != threading.get_ident()
+        waits = asyncio.ensure_future(batcher.run(threading.get_ident))
+        await asyncio.sleep(0.05)
+        assert not waits.done()
+    await waits
+
+
 async def test_run_passes_exceptions_on(batcher: Batcher[int, int]) -> None:
     with pytest.raises(ZeroDivisionError):
         await batcher.run(lambda: 1 // 0)

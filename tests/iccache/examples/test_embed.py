@@ -193,6 +193,16 @@ def test_the_order_of_words_and_the_very_words_count() -> None:
     assert asked @ other < 0.5
 
 
+def test_what_is_split_without_the_tokenizer_is_split_as_it_does() -> None:
+    embedder, rng = StaticEmbedder(), np.random.default_rng(5)
+    plain = [chr(c) for c in range(32, 127)] + ["[unk]", "[SEP]", "arr[0]", " can't ", "qwzxkj" * 20, "\n", "\t"]
+    texts = ["".join(rng.choice(plain, 40)) for _ in range(300)] + ["arr[0] = x[1:2]", "[MASK] me"]
+    for text in texts:
+        ids = embedder._plain_ids(text)
+        assert ids is None or ids == embedder._tokenizer.encode(text, add_special_tokens=False).ids, text
+    assert sum(embedder._plain_ids(text) is not None for text in texts) > 100
+
+
 def test_a_vector_is_what_the_formula_says() -> None:
     """Word by word, from the tokenizer's own tokens: odd text and text that is tokenised without it."""
     embedder = StaticEmbedder()
