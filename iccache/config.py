@@ -666,6 +666,9 @@ def _mistakes(config: Config) -> Iterator[str]:
     for region in config.privacy.phone_regions:
         if not re.fullmatch("[A-Z]{2}", region):
             yield f"privacy.phone_regions: {region!r} is not a country's two capital letters"
+    for tenant in config.tenants:
+        if not tenant.key_envs or not all(tenant.key_envs):
+            yield f"tenants: {tenant.name}: key_env names no environment variable, so nobody could be this tenant"
     if not config.tenants and not is_loopback(config.server.host):
         yield (
             f"server.host: {config.server.host} is reachable from other machines, "

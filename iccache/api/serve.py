@@ -109,7 +109,7 @@ async def _worker(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _asked_to_stop, stop)
+        loop.add_signal_handler(number, _not_begun, number)
     early = asyncio.Event()  # SIGHUP came before there was anything to put another configuration into
     loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, path) if proxy.loaded else early.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
@@ -119,6 +119,8 @@ async def _worker(
         if early.is_set():
             reload(proxy, path)
         _calm_collector()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _asked_to_stop, stop)
         announce()
         await stop.wait()
         await drain(proxy)
@@ -159,6 +161,14 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+
+
+def _not_begun(number: int) -> None:
+    """Told to stop while still loading, which may take long and cannot be broken off. Nobody was answered yet, and the
+    store is sound at every moment."""
+    log.info("stopping: %s came before the start was done", signal.Signals(number).name)
+    logging.shutdown()
+    os._exit(0)
 
 
 def _asked_to_stop(stop: asyncio.Event) -> None:

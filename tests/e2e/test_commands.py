@@ -116,6 +116,15 @@ def test_keys_that_are_missing_empty_or_shared(tmp_path: Path) -> None:
     assert "same key" in result.stderr and KEY not in result.stderr
 
 
+@pytest.mark.parametrize("key_env", ["", [], [""], ["A", ""]])
+def test_a_tenant_that_nobody_can_be(tmp_path: Path, key_env: Any) -> None:
+    file = tmp_path / "iccache.toml"
+    file.write_text(toml(tmp_path) + f'[[tenants]]\nname = "t"\nkey_env = {json.dumps(key_env)}\n')
+    result = run("serve", "--config", str(file), environ={"A": KEY})
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (2, 1)
+    assert "key_env" in result.stderr
+
+
 def test_no_backends(tmp_path: Path) -> None:
     file = tmp_path / "empty.toml"
     file.write_text('[embedder]\nbackend = "hash"\n' + f'[store]\nurl = "sqlite:///{tmp_path}/ic.db"\n')

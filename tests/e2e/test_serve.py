@@ -54,6 +54,25 @@ async def test_sigterm_lets_a_live_stream_end_while_readyz_says_503(tmp_path: Pa
         assert await s.stop() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_ends_a_start_that_takes_long(tmp_path: Path, workers: int) -> None:
+    """Here a model's file of 200 GB is being read."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "modules.json").write_text("[]")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(200 << 30)
+    embedder = {"backend": "sentence-transformers", "model": str(folder)}
+    async with served(tmp_path, start=False, embedder=embedder, server={"workers": workers}) as s:
+        started = asyncio.create_task(s.start())
+        await s.until(lambda: asyncio.to_thread(s.store.exists), bool, 60)
+        await asyncio.sleep(2)
+        told_to(s, signal.SIGTERM)
+        with pytest.raises(AssertionError, match="did not start"):
+            await started
+        assert s.process.process.returncode == 0
+
+
 def test_linear_algebra_has_one_thread_where_requests_are_answered(tmp_path: Path) -> None:
     """Two that wait for one another on busy cores made of the first request's 10 ms half a second."""
     seen: list[int] = []

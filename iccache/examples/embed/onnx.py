@@ -39,9 +39,9 @@ class OnnxEmbedder:
         """`folder` None: the packaged model, exported on first use. Raises ConfigError."""
         source = packaged_folder() if folder is None else folder
         self.folder = exported(source) if folder is None else folder
-        self.identity = f"onnx-{precision}:{digest(source)}"
-        if not (self.folder / FILES[precision]).is_file():
+        if not (self.folder / FILES[precision]).is_file():  # before all that is there is read
             raise ConfigError(f"embedder.model: {self.folder} has no {FILES[precision]}")
+        self.identity = f"onnx-{precision}:{digest(source)}"
         self._session = _session(self.folder / FILES[precision], threads)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))

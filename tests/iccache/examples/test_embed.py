@@ -18,6 +18,7 @@ from iccache.examples.embed import make_embedder
 from iccache.examples.embed.cached import CachedEmbedder
 from iccache.examples.embed.embedder import digest, ends
 from iccache.examples.embed.hashed import HashEmbedder
+from iccache.examples.embed.onnx import OnnxEmbedder
 from iccache.examples.embed.sentence_transformer import SentenceTransformerEmbedder, packaged_folder
 from iccache.examples.embed.static import PACKAGED_TABLE, PAIR, SLOTS, SPELT, StaticEmbedder, _mixed, _weights
 from iccache.examples.embed.unrelated import unrelated
@@ -244,3 +245,10 @@ def test_what_says_nothing_is_measured_for_every_model() -> None:
         for a, b in pairs:
             first, second = embedder.embed([a, b])
             assert float(first @ second) > level
+
+
+def test_a_folder_without_the_model_is_not_read_through(tmp_path: Path) -> None:
+    with (tmp_path / "something.else").open("wb") as file:
+        file.truncate(1 << 43)  # reading it would take hours
+    with pytest.raises(ConfigError, match="has no"):
+        OnnxEmbedder(tmp_path)
