@@ -21,6 +21,7 @@ from iccache.backends.fleet import Fleet, Post, Reply, is_stream, status_of
 from iccache.backends.headers import forwardable
 from iccache.dialects.answer import beginning_of
 from iccache.dialects.dialect import AnswerReader, Dialect
+from iccache.dialects.packed import is_packed, unpacker
 from iccache.errors import BackendError, RequestError
 from iccache.learn.learner import Learner
 from iccache.metrics import Metrics
@@ -58,13 +59,14 @@ class Call:
 class Tap:
     """Looks at an answer's bytes as they pass; keeps them all only where `whole` is asked for."""
 
-    def __init__(self, reader: AnswerReader, whole: bool) -> None:
+    def __init__(self, reader: AnswerReader, whole: bool, unpacked: Callable[[bytes], bytes] | None = None) -> None:
         self.reader = reader
+        self.unpacked = unpacked
         self.chunks: list[bytes] | None = [] if whole else None
         self._answer: Answer | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        self.reader.feed(chunk)
+        self.reader.feed(chunk if self.unpacked is None else self.unpacked(chunk))
         self._answer = None
         if self.chunks is not None:
             self.chunks.append(chunk)
@@ -126,7 +128,9 @@ class Pipeline:
             plan = await self.decide(call, ask)
             async with self.fleet.send(self.compose(call, ask, plan), plan.order) as reply:
                 exchange, streams = self.begin(call, ask, plan, reply), reply.streams
-                tap = Tap(call.dialect.reader(streams), whole=turn.key is not None)
+                packed = is_packed(reply.headers)
+                whole = turn.key is not None and not packed  # what is kept is kept without its coding
+                tap = Tap(call.dialect.reader(streams), whole, unpacker(reply.headers) if packed else None)
                 try:
                     if streams:
                         yield self.head(call, exchange, reply.headers)
@@ -147,7 +151,8 @@ class Pipeline:
                     answer = tap.answer()
                     self.account(exchange, ask, plan, answer)
                     exchange.latency_s = self.clock() - call.arrived
-                    turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
+                    if not packed:
+                        turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
                     self.warm.remember(call.tenant, ask, exchange)
                     self.learner.finish(exchange, ask, plan, answer, turn.keeping)
                     if self.judging.active:

@@ -18,6 +18,7 @@ from iccache.backends.fleet import Post, Reply, is_failure
 from iccache.backends.headers import forwardable
 from iccache.dialects import body as bodies
 from iccache.dialects.dialect import DIALECTS
+from iccache.dialects.packed import unpacker
 from iccache.dialects.splice import Document
 from iccache.errors import BackendError
 from iccache.pipeline import broken_stream
@@ -115,9 +116,12 @@ async def _forwarded(
         }
     )
     path, tokens = _path(request), proxy.tokenizers[reply.backend.tokenizer].count
+    unpack = unpacker(reply.headers)
     if request.method != hdrs.METH_HEAD and _is_metered(reply, path):
         body = b"".join([chunk async for chunk in reply.chunks])
-        usage = usage_of(body, path, parcel.body, tokens) if reply.status < 400 else Usage(0, 0)
+        usage = Usage(0, 0)
+        if reply.status < 400:
+            usage = usage_of(body if unpack is None else unpack(body), path, parcel.body, tokens)
         proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
         headers["x-iccache-cost-usd"] = as_usd(cost(reply.backend, usage))
         return web.Response(status=reply.status, headers=headers, body=body)
@@ -132,7 +136,7 @@ async def _forwarded(
         await response.prepare(request)
         async for chunk in reply.chunks:
             if reply.streams:
-                meter.feed(chunk)
+                meter.feed(chunk if unpack is None else unpack(chunk))
             await response.write(chunk)
     except BackendError as exc:
         if not reply.streams:

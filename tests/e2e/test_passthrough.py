@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -178,6 +180,42 @@ async def test_what_is_not_reported_is_estimated(
     answered = await w.post(path, {"model": "large", **asked})
     assert answered.body == body
     assert await tokens(w) == took
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_what_comes_packed_is_understood_and_passes_as_it_came(tmp_path: Path, coding: str, stream: bool) -> None:
+    """Only identity is asked for; some send what they like."""
+    said = STREAM + b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n' + DONE if stream else WHOLE
+    chat = said.replace(b'"text": ', b'"delta": {"content": ' if stream else b'"message": {"content": ')
+    chat = chat.replace(b'two"', b'two"}').replace(b' three"', b' three"}').replace(b'"",', b'""},')
+    pack = gzip.compress if coding == "gzip" else zlib.compress
+    async with world(tmp_path, cache={"reuse": "exact"}) as w:
+        for path, text in (("/v1/completions", said), ("/v1/chat/completions", chat)):
+            kind = "text/event-stream" if stream else "application/json"
+            w.large.script = Script(body=pack(text), headers={"Content-Encoding": coding, "Content-Type": kind})
+            asked = {
+                "model": "large",
+                "prompt": "a b",
+                "stream": stream,
+                "messages": [{"role": "user", "content": "a b"}],
+            }
+            before = await tokens(w)
+            for _ in range(2):  # what is packed is not kept for exact reuse: the record does not say how
+                answered = await w.post(path, asked)
+                assert (answered.body, answered.headers["Content-Encoding"]) == (text, coding)
+                assert answered.header("decision") != "cached"
+            assert (await tokens(w))[1] - before[1] == 6
+        assert (await w.recorded(answered.id)).answer == "one two three"
+
+
+async def test_what_is_packed_badly_passes_too(w: World) -> None:
+    for body in (b"not packed", gzip.compress(WHOLE)[:-20], gzip.compress(b"0" * (40 * MB))):
+        w.large.script = Script(body=body, headers={"Content-Encoding": "gzip"})
+        asked = {"model": "large", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            async with w.http.post(w.url + path, json=asked, auto_decompress=False) as answered:
+                assert (answered.status, await answered.read()) == (200, body)
 
 
 async def test_an_error_takes_nothing(w: World) -> None:
