@@ -8,10 +8,11 @@ body that waits in the socket while nobody reads it.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import aiohappyeyeballs
 import httptools
@@ -20,6 +21,9 @@ KEPT_S = 15.0  # how long a connection that nobody uses is kept
 HELD_BYTES = 1 << 17  # of a body that nobody reads; more stays in the socket, and so with the sender
 HEAD_BYTES = 1 << 18  # of a head, and of trailers
 NEXT_ADDRESS_S = 0.25  # until the next address of a name is tried beside one that does not answer (RFC 8305)
+
+
+Address = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]  # of getaddrinfo
 
 
 class Origin(NamedTuple):
@@ -266,6 +270,7 @@ class Pool:
         self.reuse = reuse
         self.in_use = 0
         self._idle: dict[Origin, list[Connection]] = {}
+        self._looking: dict[Origin, asyncio.Future[list[Address]]] = {}  # look-ups under way
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -284,9 +289,8 @@ class Pool:
     async def connect(self, origin: Origin) -> Connection:
         """A fresh one. Raises OSError."""
         loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
         sock = await aiohappyeyeballs.start_connection(
-            [(family, kind, proto, name, cast("tuple[str, int]", where)) for family, kind, proto, name, where in infos],
+            await self._addresses(origin),
             happy_eyeballs_delay=NEXT_ADDRESS_S,
             interleave=1,
             loop=loop,
@@ -303,6 +307,22 @@ class Pool:
             raise
         self.in_use += 1
         return connection
+
+    async def _addresses(self, origin: Origin) -> list[Address]:
+        """Where its name leads. There are few threads for looking up names, and a look-up that hangs cannot be broken
+        off: all who want one name share one, and what is an address needs none. Raises OSError."""
+        if (address := _address(origin)) is not None:
+            return [address]
+        looking = self._looking.get(origin)
+        if looking is None:
+            looking = self._looking[origin] = asyncio.ensure_future(_looked_up(origin))
+            looking.add_done_callback(lambda done: self._found(origin, done))
+        return await asyncio.shield(looking)
+
+    def _found(self, origin: Origin, done: asyncio.Future[list[Address]]) -> None:
+        del self._looking[origin]
+        if not done.cancelled():
+            done.exception()  # nobody may be waiting for it any more
 
     def leave(self, origin: Origin, connection: Connection) -> None:
         """Give it back: kept where its answer has come whole, else closed, which stops the upstream."""
@@ -343,6 +363,25 @@ class Pool:
         if self._tls is None:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
+
+
+def _address(origin: Origin) -> Address | None:
+    """Of a host that is an address, not a name."""
+    try:
+        ip = ipaddress.ip_address(origin.host)
+    except ValueError:
+        return None
+    if isinstance(ip, ipaddress.IPv4Address):
+        return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port))
+    if ip.scope_id is not None:
+        return None  # only a look-up knows the number of its interface
+    return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port, 0, 0))
+
+
+async def _looked_up(origin: Origin) -> list[Address]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    return [cast(Address, each) for each in found]
 
 
 def _first_line(exc: BaseException) -> str:

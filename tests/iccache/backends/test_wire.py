@@ -134,3 +134,46 @@ async def test_many_headers_and_a_large_one_come_whole() -> None:
     ):
         assert answer.headers["X-199"] == "v" * 300
         assert len(answer.headers) == 201
+
+
+# ---- names
+
+
+async def test_a_name_that_nobody_finds_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up cannot be broken off, and there are few threads for them."""
+    looked_up: list[str] = []
+    answer: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+
+    async def getaddrinfo(host: str, *_: object, **__: object) -> list[object]:
+        looked_up.append(host)
+        return await answer
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    lost = Backend(name="lost", base_url="http://lost.test/v1", model="m", connect_timeout_s=0.2)
+    async with asking(Raw(LENGTH)) as (client, session):
+        waiting = BackendClient(lost, None, session)
+        asked = [waiting.begin("POST", "/v1/x", headers={}, body=b"{}") for _ in range(20)]
+        failures = await asyncio.gather(*asked, return_exceptions=True)
+        assert {str(f) for f in failures} == {"lost took no connection within 0.2 s"}
+        async with client.send("POST", "/v1/x", headers={}, body=b"{}") as found:
+            assert found.status == 200
+        assert looked_up == ["lost.test"]
+        answer.set_exception(OSError("no such name"))
+        with pytest.raises(BackendError, match="cannot be reached"):
+            await waiting.begin("POST", "/v1/x", headers={}, body=b"{}")
+        with pytest.raises(BackendError, match="cannot be reached"):
+            await waiting.begin("POST", "/v1/x", headers={}, body=b"{}")
+        assert looked_up == ["lost.test"] * 2, "it is looked up anew each time that somebody asks"
+
+
+async def test_an_address_of_the_sixth_version_is_reached() -> None:
+    try:
+        server = await asyncio.start_server(Raw(LENGTH), "::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    port = server.sockets[0].getsockname()[1]
+    async with make_session() as session:
+        client = BackendClient(Backend(name="b", base_url=f"http://[::1]:{port}/v1", model="m"), None, session)
+        async with client.send("POST", "/v1/x", headers={}, body=b"{}") as found:
+            assert found.status == 200
+    server.close()
