@@ -75,9 +75,9 @@ $(VENV)/.with-%: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[bench,demo,test]'
+	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet '.[bench,demo,encryption,test]'
 	$(VENV)-lock/bin/python -m pip uninstall --quiet --yes iccache
-	@{ echo '# Every package of `pip install .[bench,demo,test]`, at the versions that were tested. Written by `make lock`.'; \
+	@{ echo '# Every package of `pip install .[bench,demo,encryption,test]`, at the versions that were tested. Written by `make lock`.'; \
 		$(VENV)-lock/bin/python -m pip freeze | sed 's/+.*//'; } > $(CONSTRAINTS)
 	rm -rf $(VENV)-lock build
 

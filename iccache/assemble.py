@@ -26,7 +26,8 @@ from iccache.examples.embed import make_embedder
 from iccache.examples.redact import Redactor
 from iccache.examples.retriever import Retriever
 from iccache.examples.selector import Selector
-from iccache.examples.snapshots import Snapshots
+from iccache.examples.snapshots import InMemory, Snapshots
+from iccache.examples.sqlite.key import key_of
 from iccache.examples.store import ExampleStore, file_of, open_store
 from iccache.examples.tokens import make_tokenizer
 from iccache.examples.utility import LearnedUtility
@@ -86,6 +87,8 @@ class Proxy:
         self.verdicts: Counter[Verdict] = Counter()
         self.asking: asyncio.Task[None] | None = None
         self._reachable_until = 0.0
+        self.store_key = key_of(settings.store, self.environ)
+        self.snapshots: Snapshots
         self._use(settings)
 
     def _use(self, settings: config.Config) -> None:
@@ -140,14 +143,20 @@ class Proxy:
 
     def _open_store(self) -> ExampleStore:
         store, cache = self.settings.store, self.settings.cache
-        return open_store(store.url, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
+        return open_store(
+            store.url, key=self.store_key, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor
+        )
 
     def _retriever(self) -> Retriever:
         """With its own reading connection, in the thread that calls this."""
         self.store = self._open_store().reader()
         ttl_s = self.settings.cache.ttl_days * 86400
         embedder = make_embedder(self.settings.embedder)
-        self.snapshots = Snapshots(self.store.reader, embedder.identity, embedder.dim, file_of(self.settings.store.url))
+        file = file_of(self.settings.store.url)
+        if file is not None and self.store_key is not None:
+            self.snapshots = InMemory(self.store.reader, embedder.identity, embedder.dim, file, self.store_key)
+        else:
+            self.snapshots = Snapshots(self.store.reader, embedder.identity, embedder.dim, file)
         return Retriever(self.store, embedder, ttl_s=ttl_s, snapshots=self.snapshots, at_hand=AtHand())
 
     def _selector(self) -> Selector:

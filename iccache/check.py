@@ -17,6 +17,7 @@ from iccache.backends.client import BackendClient, make_session
 from iccache.dialects.dialect import DIALECTS
 from iccache.errors import ConfigError, IccacheError
 from iccache.examples.embed import make_embedder
+from iccache.examples.sqlite.key import key_of
 from iccache.examples.store import open_store
 from iccache.examples.tokens import make_tokenizer
 
@@ -93,11 +94,12 @@ def _embedder(settings: config.Config) -> str:
 
 
 def _store(settings: config.Config) -> str:
-    store = open_store(settings.store.url)
+    key = key_of(settings.store, os.environ)
+    store = open_store(settings.store.url, key=key)
     try:
         if not store.writable():
             raise IccacheError(f"{settings.store.url} is not writable")
-        return f"{settings.store.url}, {store.count_examples()} examples"
+        return f"{settings.store.url}, {store.count_examples()} examples" + (", encrypted" if key else "")
     finally:
         store.close()
 

@@ -357,15 +357,46 @@ def backup(path: Path | None, as_json: bool, file: Path) -> None:
 def restore(path: Path | None, as_json: bool, file: Path, keep: bool) -> None:
     """Put a backup in the place of the store's content, also while it serves. What came after the backup is lost."""
     settings = config.load(path)
+    from iccache.examples.sqlite.key import key_of
     from iccache.examples.store import restore_store
 
-    kept = restore_store(settings.store.url, file, keep=keep)
+    kept = restore_store(settings.store.url, file, keep=keep, key=key_of(settings.store, os.environ))
     with _reading(settings) as store:
         count = store.count_examples()
     if as_json:
         _print_json({"restored": str(file), "examples": count, "kept": None if kept is None else str(kept)})
     else:
         click.echo(f"restored {file}: {count} examples" + ("" if kept is None else f"; what there was is in {kept}"))
+
+
+@main.command()
+@config_option
+@json_option
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--old-key-env", metavar="NAME", help="Environment variable with the key until now, to change the key.")
+@click.option("--in-clear", is_flag=True, help="Take the encryption off.")
+def encrypt(path: Path | None, as_json: bool, file: Path | None, old_key_env: str | None, in_clear: bool) -> None:
+    """Encrypt the store, or the backup FILE, with the key of store.key_env. Nobody may have it open meanwhile."""
+    settings = config.load(path)
+    from iccache.examples.sqlite.encrypt import bring_to_key, in_clear_beside
+    from iccache.examples.sqlite.key import key_in, key_of
+    from iccache.examples.store import file_of
+
+    named = key_of(settings.store, os.environ)
+    old = named if old_key_env is None else key_in(os.environ, old_key_env, "--old-key-env")
+    if named is None and not in_clear:
+        raise ConfigError("store.key_env: is not set: name there the environment variable with the key")
+    target = file_of(settings.store.url) if file is None else file.absolute()
+    if target is None:
+        raise ConfigError("store.url: a store in memory is on no disk")
+    done = bring_to_key(target, None if in_clear else named, old)
+    left = [] if in_clear else in_clear_beside(target)
+    if as_json:
+        _print_json({"file": str(target), "done": done.name.lower(), "in_clear": [str(each) for each in left]})
+    else:
+        click.echo(f"{target}: {done.value}")
+    for each in left:
+        click.echo(f"iccache: {each} is in clear: delete it, or encrypt it with `iccache encrypt {each}`", err=True)
 
 
 def _change(
@@ -431,10 +462,11 @@ def _reading_tools(settings: config.Config) -> tuple[Any, Any, Any]:
 
 
 def _open(settings: config.Config) -> ExampleStore:
+    from iccache.examples.sqlite.key import key_of
     from iccache.examples.store import open_store
 
-    cache = settings.cache
-    return open_store(settings.store.url, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
+    store, cache, key = settings.store, settings.cache, key_of(settings.store, os.environ)
+    return open_store(store.url, key=key, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
 
 
 @contextmanager

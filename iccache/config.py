@@ -67,6 +67,10 @@ class Store(Section, frozen=True):
     keep_exchanges_days: Annotated[
         NotNegative, say("Exchanges older than this are deleted by replay; 0 keeps them.", "days")
     ] = 30
+    key_env: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        say("Environment variable with the key that encrypts it, 64 hexadecimal digits; none: it is not encrypted."),
+    ] = None
     max_bytes: Annotated[
         Count, say("When the store's files exceed this, recording stops and serving goes on; 0: no limit.", "bytes")
     ] = 0

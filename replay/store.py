@@ -9,6 +9,7 @@ replay_answers  what calls said, until their item is done, so that a kill costs 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +25,7 @@ from iccache.examples.database import Database, Migrations
 from iccache.examples.sqlite.connection import Params
 from iccache.examples.sqlite.driver import Row
 from iccache.examples.sqlite.exchanges import PAGE
+from iccache.examples.sqlite.key import key_of
 from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import SQLITE
 from iccache.types import Example, Matrix, Vector
@@ -343,7 +345,8 @@ class ReplayStore(SqliteStore):
 
 
 def open_replay_store(settings: config.Config) -> ReplayStore:
-    """The configured store, made or migrated where needed. Raises StoreVersionError, StoreError."""
+    """The configured store, made or migrated where needed. Raises ConfigError, StoreVersionError, StoreError."""
     path = Path(settings.store.url.removeprefix(SQLITE))
     cache = settings.cache
-    return ReplayStore(path, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
+    key = key_of(settings.store, os.environ)
+    return ReplayStore(path, key=key, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)

@@ -25,6 +25,7 @@ ONE_HOME = {
     "onnxruntime": {"iccache/examples/embed/onnx.py"},
     "sqlite_utils": {"iccache/examples/database.py"},
     "sqlite3": {"iccache/examples/sqlite/driver.py"},
+    "sqlcipher3": {"iccache/examples/sqlite/driver.py"},
     "prometheus_client": {"iccache/metrics.py", "replay/report.py", "iccache/backends/engine.py"},  # the last reads
     "sklearn": {"iccache/examples/training.py"},
     "bpe_openai": {"iccache/examples/encoding.py"},
@@ -149,12 +150,12 @@ def test_tests_have_packages() -> None:
 )
 def test_help_answers_at_once(module: str, arguments: list[str], tmp_path: Path) -> None:
     """That is, without loading what takes seconds."""
-    heavy = "{'torch', 'faiss', 'sentence_transformers', 'sklearn', 'openai', 'xllamacpp', 'transformers'}"
+    heavy = ["torch", "faiss", "sentence_transformers", "sklearn", "openai", "xllamacpp", "transformers", "sqlcipher3"]
     code = (
         f"import runpy, sys; sys.argv = ['x', *{arguments!r}]\n"
         f"try: runpy.run_module({module!r}, run_name='__main__')\n"
         "except SystemExit as exc: assert not exc.code, exc.code\n"
-        f"print('loaded:', sorted({heavy} & set(sys.modules)))"
+        f"print('loaded:', sorted(set({heavy}) & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,5 +1,7 @@
 """Clustering a store's examples in a process of its own: `python -m iccache.examples.cluster STORE IDENTITY DIM`.
 
+Of an encrypted store there is a fourth argument, the descriptor of the memory to write to; the key is read from stdin.
+
 A process that serves must not do it: it takes a minute of CPU and a gigabyte for a million examples, and what holds the
 interpreter for a moment holds up every request. `Snapshots.make` starts this where there are many.
 """
@@ -14,22 +16,28 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from iccache.errors import IccacheError
-from iccache.examples.snapshots import NICENESS, Snapshots
+from iccache.examples.index.snapshot import Memory
+from iccache.examples.snapshots import NICENESS, Snapshots, write_snapshot
+from iccache.examples.sqlite.key import Key
 from iccache.examples.store import SQLITE, open_store
 
 log = logging.getLogger(__name__)
 
 
-def main(store: str, identity: str, dim: str) -> int:
+def main(store: str, identity: str, dim: str, descriptor: str | None = None) -> int:
     """Exit code 0: the snapshot is there."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with suppress(AttributeError, OSError):
         os.nice(NICENESS)
-    with closing(open_store(f"{SQLITE}{store}")) as opened, closing(opened.reader()) as source:
+    key = None if descriptor is None else Key(sys.stdin.read())
+    with closing(open_store(f"{SQLITE}{store}", key=key)) as opened, closing(opened.reader()) as source:
         snapshots = Snapshots(opened.reader, identity, int(dim), Path(store))
         signal.signal(signal.SIGTERM, lambda *_: snapshots.stop())
         try:
-            snapshots.make_here(source)
+            if descriptor is None:
+                snapshots.make_here(source)
+            else:
+                write_snapshot(source, Memory(int(descriptor)), identity, int(dim), snapshots.go_on)
         except (IccacheError, OSError) as exc:
             log.warning("%s", exc)
             return 1

@@ -299,7 +299,7 @@ def _begin(db: Database, timeout_s: float) -> None:
         try:
             db.execute("BEGIN IMMEDIATE")
             return
-        except driver.ERRORS as exc:
+        except driver.errors() as exc:
             if not driver.is_busy(exc) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
@@ -312,7 +312,7 @@ def enable_wal(db: Database, timeout_s: float = 30.0) -> None:
         try:
             db.enable_wal()
             return
-        except driver.ERRORS as exc:
+        except driver.errors() as exc:
             if not driver.is_busy(exc) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)

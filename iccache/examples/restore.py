@@ -17,15 +17,16 @@ from iccache.errors import StoreError
 from iccache.examples import migrations
 from iccache.examples.database import Database
 from iccache.examples.index import snapshot
-from iccache.examples.sqlite import driver
+from iccache.examples.sqlite import beside, driver
 from iccache.examples.sqlite.driver import Translated
 from iccache.examples.sqlite.feed import RESTORED_STATE
+from iccache.examples.sqlite.key import Key
 from iccache.examples.sqlite.store import SqliteStore
 
 KEPT = ".before-restore"
 HEADROOM = 1_000_000  # changes that others may append between a look at the live feed and the copy
 LOCKED_AT_MOST_S = 30.0  # waiting for others' writes to end
-COMPANIONS = ("-wal", "-shm")
+RESTORING = "restoring"
 
 SHIFT_FEED = """
 UPDATE changes SET seq = seq + {shift};
@@ -39,81 +40,82 @@ REPLAY_EVER_RAN = "SELECT 1 FROM sqlite_master WHERE name = 'replay_workers'"
 REPLAY_AT_WORK = "SELECT count(*) FROM replay_workers WHERE lease_until > ?"
 
 
-def restore_file(target: Path, backup: Path, *, keep: bool) -> Path | None:
+def restore_file(target: Path, backup: Path, *, keep: bool, key: Key | None = None) -> Path | None:
     """The contract is store.restore_store."""
     if not backup.is_file():
         raise StoreError(f"{backup}: there is no such file")
     if target.exists() and backup.samefile(target):
         raise StoreError(f"{backup}: is the store itself")
-    _sweep(target)
-    staged = target.with_name(f"{target.name}.{os.getpid()}.restoring")
+    beside.sweep(target, RESTORING)
+    staged = beside.under_way(target, RESTORING)
     try:
-        _stage(backup, staged)
+        _stage(backup, staged, key)
         try:
-            return _replace_content(target, staged, keep)
+            return _replace_content(target, staged, keep, key)
         except StoreError as exc:
-            if not driver.is_damage(exc.__cause__):
+            # one that may well be whole is not put aside for a wrong key
+            if not driver.is_damage(exc.__cause__) or driver.has_another_key(target, key):
                 raise
             return _replace_file(target, staged, keep)
     except OSError as exc:
         raise StoreError(f"{exc.filename}: the backup cannot be restored: {exc.strerror}") from exc
     finally:
-        _remove(staged)
+        beside.remove(staged)
 
 
-def _stage(backup: Path, staged: Path) -> None:
+def _stage(backup: Path, staged: Path, key: Key | None) -> None:
     """A copy of `backup` with the schema of this version. Raises StoreError when it is no sound backup."""
     private.make(staged)
-    with driver.opened(backup, "ro") as source, closing(driver.connect(staged)) as copy:
-        if problem := _problem(source):
+    with driver.opened(backup, "ro", key) as source, closing(driver.connect(staged, key=key)) as copy:
+        if problem := _problem(source, backup, key):
             raise StoreError(f"{backup}: {problem}: nothing was restored")
         source.backup(copy)
-    with Translated(backup), closing(driver.connect(staged)) as copy:
+    with Translated(backup), closing(driver.connect(staged, key=key)) as copy:
         migrations.refuse_strangers(Database(copy), backup)
-    SqliteStore(staged).close()  # brings it to the schema of this version
+    SqliteStore(staged, key=key).close()  # brings it to the schema of this version
 
 
-def _problem(source: driver.Connection) -> str | None:
+def _problem(source: driver.Connection, backup: Path, key: Key | None) -> str | None:
     """What is wrong with a backup; None when nothing is."""
     try:
         if source.execute("PRAGMA application_id").fetchone()[0] != migrations.APPLICATION_ID:
             return "is not a backup of iccache"
         sound = source.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    except driver.ERRORS as exc:
-        if not driver.is_damage(exc):
+    except driver.errors() as exc:
+        if not driver.is_damage(exc) or (driver.is_no_database(exc) and driver.has_another_key(backup, key)):
             raise
         sound = "it is no SQLite file" if driver.is_no_database(exc) else str(exc)
     return None if sound == "ok" else f"is damaged ({' '.join(str(sound).split())})"
 
 
-def _replace_content(target: Path, staged: Path, keep: bool) -> Path | None:
+def _replace_content(target: Path, staged: Path, keep: bool, key: Key | None) -> Path | None:
     """The usual way: other processes go on with the same file, and find the new content in it."""
-    with closing(SqliteStore(target)) as live:
-        with driver.opened(target) as connection:
+    with closing(SqliteStore(target, key=key)) as live:
+        with driver.opened(target, key=key) as connection:
             _refuse_under_replay(connection)
-        _shift_feed(staged, live.last_change())
+        _shift_feed(staged, live.last_change(), key)
         kept = target.with_name(target.name + KEPT) if keep else None
         if kept is not None:
             live.backup(kept)
-        with driver.opened(target, "rw") as connection:
+        with driver.opened(target, "rw", key) as connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")
-            with closing(driver.connect(staged)) as source:
+            with closing(driver.connect(staged, key=key)) as source:
                 source.backup(connection, pages=-1, progress=_patience(target))
         snapshot.beside(target).unlink(missing_ok=True)  # it may hold what the backup does not
         live.checkpoint()
         return kept
 
 
-def _shift_feed(staged: Path, last_of_live: int) -> None:
+def _shift_feed(staged: Path, last_of_live: int, key: Key | None) -> None:
     """Renumber the backup's changes, and all cursors with them, to come after every change that was ever made here.
 
     A follower's cursor is then below what the feed can give, by which it knows that it has to rebuild.
     """
-    with closing(SqliteStore(staged)) as store:
+    with closing(SqliteStore(staged, key=key)) as store:
         newest = store.last_change()
     shift = max(last_of_live, newest) + HEADROOM
-    with driver.opened(staged) as copy:
+    with driver.opened(staged, key=key) as copy:
         copy.executescript(f"BEGIN;{SHIFT_FEED.format(shift=shift, newest=newest + shift, name=RESTORED_STATE)}COMMIT;")
 
 
@@ -138,8 +140,8 @@ def _patience(target: Path) -> Callable[[int, int, int], None]:
 def _replace_file(target: Path, staged: Path, keep: bool) -> Path | None:
     """Where the store itself is damaged. Processes that still have it open refuse to write to it from now on."""
     kept = target.with_name(target.name + KEPT)
-    _remove(kept)
-    for suffix in ("", *COMPANIONS):
+    beside.remove(kept)
+    for suffix in ("", *beside.COMPANIONS):
         old = Path(f"{target}{suffix}")
         if keep and old.exists():
             os.replace(old, f"{kept}{suffix}")
@@ -148,26 +150,3 @@ def _replace_file(target: Path, staged: Path, keep: bool) -> Path | None:
     os.replace(staged, target)
     snapshot.beside(target).unlink(missing_ok=True)
     return kept if keep else None
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-journal", *COMPANIONS):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def _sweep(target: Path) -> None:
-    """Copies that a killed restore left behind."""
-    for left in target.parent.glob(f"{target.name}.*.restoring"):
-        pid = left.name.removeprefix(f"{target.name}.").removesuffix(".restoring")
-        if pid.isdecimal() and not _is_running(int(pid)):
-            _remove(left)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -29,6 +29,7 @@ from iccache.examples.index.clustered import SAMPLED_PER_CLUSTER, Clustering, cl
 from iccache.examples.index.snapshot import (
     About,
     Array,
+    Memory,
     Part,
     Snapshot,
     SnapshotError,
@@ -38,6 +39,7 @@ from iccache.examples.index.snapshot import (
     scrub,
     sweep,
 )
+from iccache.examples.sqlite.key import Key
 from iccache.types import Change, ChangeKind, Example, Matrix, Vector
 
 try:
@@ -134,7 +136,7 @@ class Snapshots:
                 catalogue = self.open(source)
                 if not catalogue.is_worn():
                     return catalogue
-            write_snapshot(source, self.path, self._identity, self._dim, self._go_on, self._store)
+            write_snapshot(source, self.path, self._identity, self._dim, self.go_on, self._store)
         catalogue = self.open(source)
         log.info("%d examples clustered in %.1f s: %s", len(catalogue), time.monotonic() - started, self.path)
         return catalogue
@@ -181,9 +183,17 @@ class Snapshots:
         except Exception:
             log.exception("the examples could not be clustered, going on as before")
 
-    def _make_elsewhere(self) -> None:
+    def _make_elsewhere(self, memory: Memory | None = None, key: Key | None = None) -> None:
+        """`memory`: where to, instead of beside the store; `key` goes along by way of a pipe that nobody else reads."""
         command = [sys.executable, "-m", "iccache.examples.cluster", str(self._store), self._identity, str(self._dim)]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        command += [] if memory is None else [str(memory.descriptor)]
+        descriptors = () if memory is None else (memory.descriptor,)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=descriptors
+        ) as process:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(key.reveal().encode() if key else b"")
             while process.poll() is None:
                 if self._stopping.wait(LOOK_EVERY_S):
                     process.terminate()
@@ -201,7 +211,7 @@ class Snapshots:
         is in the place now was being written."""
         gone: list[str] = []
         while changes := source.changes(catalogue.cursor, CHANGES_AT_ONCE):
-            self._go_on()
+            self.go_on()
             gone += apply(catalogue, changes, source)
         if gone:
             scrub(self.path, gone)
@@ -216,12 +226,56 @@ class Snapshots:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return lock  # closing it ends the lock
             except BlockingIOError:
-                self._go_on()
+                self.go_on()
                 time.sleep(0.1)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Raises Stopped once `stop` was called."""
         if self._stopping.is_set():
             raise Stopped("stopping")
+
+
+class InMemory(Snapshots):
+    """For an encrypted store, beside which nothing may be that is not: each process makes its own, when it starts and
+    whenever it pays, and has it in memory.
+    """
+
+    def __init__(self, open_source: Callable[[], Source], identity: str, dim: int, store: Path, key: Key) -> None:
+        super().__init__(open_source, identity, dim, store)
+        self._key = key
+        self._memory: Memory | None = None
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            sweep(self.path)
+
+    def open(self, source: Source) -> Catalogue:
+        if self._memory is None:
+            raise SnapshotError("of an encrypted store there is none on disk")
+        return super().open(source)
+
+    def make(self, source: Source) -> Catalogue:
+        started = time.monotonic()
+        memory, before = Memory(), self._memory
+        try:
+            if source.count_examples() <= HERE_UP_TO:
+                write_snapshot(source, memory, self._identity, self._dim, self.go_on)
+            else:
+                self._make_elsewhere(memory, self._key)
+        except BaseException:
+            memory.close()
+            raise
+        self._memory, self.path = memory, memory.path
+        if before is not None:
+            before.close()
+        catalogue = self.open(source)
+        log.info("%d examples clustered in %.1f s, in memory", len(catalogue), time.monotonic() - started)
+        return catalogue
+
+    def close(self) -> None:
+        super().close()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
 def apply(catalogue: Catalogue, changes: Sequence[Change], source: Source) -> list[str]:
@@ -255,21 +309,21 @@ def _witness(source: Source, cursor: int) -> str:
 
 def write_snapshot(
     source: Source,
-    path: Path,
+    to: Path | Memory,
     identity: str,
     dim: int,
     go_on: Callable[[], None] = lambda: None,
     like: Path | None = None,
     flat_below: int = FLAT_BELOW,
 ) -> None:
-    """Write the vectors that `source` has of the embedder `identity` to `path`.
+    """Write the vectors that `source` has of the embedder `identity` to a file, or to memory and nowhere else.
 
     `go_on` is called now and then, and may raise. `like`: the file whose permissions it gets. Fewer vectors of a tenant
     than `flat_below` are not clustered. Raises OSError.
     """
     cursor, restored_at = source.last_change(), source.restored_at()
     witness = _witness(source, cursor)
-    with tempfile.TemporaryFile(dir=path.parent) as spool, SnapshotWriter(path) as writer:
+    with _spool_for(to) as spool, _writer(to) as writer:
         tenants, stale = _spool(source, spool, identity, dim, go_on)
         vectors: NDArray[np.float16] = np.empty((0, dim), np.float16)
         if tenants:
@@ -277,6 +331,15 @@ def write_snapshot(
         parts = tuple(_write_part(writer, tenant, rows, vectors, go_on, flat_below) for tenant, rows in tenants.items())
         ids = writer.write(np.frombuffer("".join(f"{id}\0" for id in stale).encode(), np.uint8))
         writer.finish(About(identity, dim, restored_at, cursor, witness, parts, ids), like)
+
+
+def _spool_for(to: Path | Memory) -> Any:
+    """A file for what is needed meanwhile, where the snapshot itself may be."""
+    return tempfile.TemporaryFile(dir=to.parent) if isinstance(to, Path) else open(Memory().descriptor, "w+b")
+
+
+def _writer(to: Path | Memory) -> SnapshotWriter:
+    return SnapshotWriter(to) if isinstance(to, Path) else SnapshotWriter(to.path, in_place=True)
 
 
 class _Rows:

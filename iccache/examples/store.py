@@ -14,6 +14,7 @@ from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
 from iccache.examples.sqlite.driver import MEMORY
+from iccache.examples.sqlite.key import Key
 from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.tracing import Standing, Traced
 from iccache.types import (
@@ -323,29 +324,35 @@ class ExampleStore(Protocol):
 
 
 def open_store(
-    url: str, *, decay_per_hour: float = DECAY_PER_HOUR, quality_floor: float = QUALITY_FLOOR
+    url: str,
+    *,
+    key: Key | None = None,
+    decay_per_hour: float = DECAY_PER_HOUR,
+    quality_floor: float = QUALITY_FLOOR,
 ) -> ExampleStore:
     """The store at `url`, made or migrated where needed.
 
     sqlite:///relative/path, sqlite:////absolute/path, or sqlite:///:memory: (a new, empty one that ends with its last
-    connection). Raises ConfigError for another kind of url, StoreVersionError for a newer version's store, StoreError.
+    connection). `key`: what its file is encrypted with. Raises ConfigError for another kind of url or where what a key
+    needs is not installed, StoreVersionError for a newer version's store, StoreError.
     """
     name = _name(url)
     path = MEMORY if name == MEMORY else Path(name)
-    return SqliteStore(path, decay_per_hour=decay_per_hour, quality_floor=quality_floor)
+    return SqliteStore(path, key=key, decay_per_hour=decay_per_hour, quality_floor=quality_floor)
 
 
-def restore_store(url: str, backup: Path, *, keep: bool = True) -> Path | None:
+def restore_store(url: str, backup: Path, *, keep: bool = True, key: Key | None = None) -> Path | None:
     """Put the content of `backup` in the place of the store's, while others use it. Returns where the old content is.
 
     All of it at once: others see the old content or the new one, and followers rebuild (see `restored_at`). What was
     there is kept beside the store unless `keep` is False. A store that cannot be read is moved there, files and all.
-    Raises StoreError, leaving everything as it was, when `backup` is damaged, another program's, or of a newer version.
+    Raises StoreError, leaving everything as it was, when `backup` is damaged, another program's, of a newer version, or
+    when it or the store has another key.
     """
     name = _name(url)
     if name == MEMORY:
         raise ConfigError("store.url: a store in memory ends with its process: nothing can be restored to it")
-    return restore_file(Path(name).absolute(), Path(backup).absolute(), keep=keep)
+    return restore_file(Path(name).absolute(), Path(backup).absolute(), keep=keep, key=key)
 
 
 def file_of(url: str) -> Path | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from iccache.errors import ConfigError, StoreError
 from iccache.examples import credit
+from iccache.examples.sqlite.key import Key
 from iccache.examples.store import ExampleStore, open_store, restore_store
 from iccache.types import (
     BackendScore,
@@ -30,14 +31,25 @@ from iccache.types import (
 )
 from tests.factories import AT, make_example, make_exchange, make_feedback, make_vector
 
+KEY = Key("8f1d3b5a7c9e0f2d4b6a8c0e1f3d5b7a9c1e2f4d6b8a0c3e5f7d9b1a2c4e6f80")
 HOUR = 3600.0
 DAY = 86400.0
 
 
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ExampleStore]:
-    url = f"sqlite:///{tmp_path}/store.db" if request.param == "file" else "sqlite:///:memory:"
-    with closing(open_store(url)) as opened:
+@pytest.fixture(params=["file", "encrypted", "memory"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def key(kind: str) -> Key | None:
+    return KEY if kind == "encrypted" else None
+
+
+@pytest.fixture
+def store(kind: str, key: Key | None, tmp_path: Path) -> Iterator[ExampleStore]:
+    url = "sqlite:///:memory:" if kind == "memory" else f"sqlite:///{tmp_path}/store.db"
+    with closing(open_store(url, key=key)) as opened:
         yield opened
 
 
@@ -638,12 +650,12 @@ def test_a_reader_sees_commits_and_cannot_write(store: ExampleStore) -> None:
     assert store.count_examples() == 1
 
 
-def test_a_backup_opens_with_all_there_was(store: ExampleStore, tmp_path: Path) -> None:
+def test_a_backup_opens_with_all_there_was(store: ExampleStore, key: Key | None, tmp_path: Path) -> None:
     store.admit(make_example("e1"))
     target = tmp_path / "backup.db"
     store.backup(target)
     store.admit(make_example("e2"))
-    with closing(open_store(f"sqlite:///{target}")) as copy:
+    with closing(open_store(f"sqlite:///{target}", key=key)) as copy:
         assert [e.id for e in copy.list_examples()] == ["e1"]
     assert sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
 
@@ -696,9 +708,10 @@ def test_daily_sums(store: ExampleStore) -> None:
 # restoring
 
 
-def test_a_restored_store_holds_what_the_backup_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "encrypted"])
+def test_a_restored_store_holds_what_the_backup_held(tmp_path: Path, key: Key | None) -> None:
     url, copy = f"sqlite:///{tmp_path}/store.db", tmp_path / "copy.db"
-    with closing(open_store(url)) as store:
+    with closing(open_store(url, key=key)) as store:
         store.record(make_exchange("r1"))
         store.admit(make_example("e1"))
         store.save_state("router", 1, b"then")
@@ -709,7 +722,7 @@ def test_a_restored_store_holds_what_the_backup_held(tmp_path: Path) -> None:
         store.save_state("router", 3, b"now")
         with closing(store.reader()) as reader:
             cursor = store.last_change()
-            kept = restore_store(url, copy)
+            kept = restore_store(url, copy, key=key)
             for each in (store, reader):
                 assert [e.id for e in each.each_example()] == ["e1"]
                 assert each.feedback("r1") == []
@@ -722,18 +735,19 @@ def test_a_restored_store_holds_what_the_backup_held(tmp_path: Path) -> None:
             store.admit(make_example("e3"))
             assert [c.seq for c in reader.changes(last)] == [last + 1]
         assert kept is not None
-        with closing(open_store(f"sqlite:///{kept}")) as old:
+        with closing(open_store(f"sqlite:///{kept}", key=key)) as old:
             assert [e.id for e in old.each_example()] == ["e2"]
             assert old.load_state("router") == (3, b"now")
 
 
-def test_restoring_twice_is_restoring(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "encrypted"])
+def test_restoring_twice_is_restoring(tmp_path: Path, key: Key | None) -> None:
     url, copy = f"sqlite:///{tmp_path}/store.db", tmp_path / "copy.db"
-    with closing(open_store(url)) as store:
+    with closing(open_store(url, key=key)) as store:
         store.backup(copy)
         cursors = [store.last_change()]
         for _ in range(3):
-            assert restore_store(url, copy, keep=False) is None
+            assert restore_store(url, copy, keep=False, key=key) is None
             assert store.restored_at() > cursors[-1]
             assert cursors[-1] < store.oldest_change() - 1
             cursors.append(store.last_change())

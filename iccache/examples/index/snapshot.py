@@ -77,6 +77,26 @@ def beside(store: Path) -> Path:
     return store.with_name(store.name + SUFFIX)
 
 
+class Memory:
+    """A file on no disk. It ends with the last process that has it open."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """`descriptor`: of one that is there. Raises SnapshotError where the system has no such files."""
+        if descriptor is None:
+            if not hasattr(os, "memfd_create"):
+                raise SnapshotError("this system has no files in memory")
+            descriptor = os.memfd_create("iccache-vectors")
+        self.descriptor = descriptor
+
+    @property
+    def path(self) -> Path:
+        """Under which this process can open it."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
 class Snapshot:
     """An open snapshot. Its arrays are views of the file, and live as long as somebody holds them."""
 
@@ -160,11 +180,14 @@ def id_hash(id: str) -> int:
 class SnapshotWriter:
     """A new snapshot, not seen by anybody before `finish`. Use in a `with`: what was not finished is removed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, in_place: bool = False) -> None:
+        """`in_place`: the file is there, and nobody's yet."""
         self.path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        sweep(path)
-        self._file = private.make(self._partial).open("wb")
+        self._partial = path
+        if not in_place:
+            sweep(path)
+            self._partial = private.make(path.with_name(f"{path.name}.{os.getpid()}.partial"))
+        self._file = self._partial.open("wb")
         self._file.write(MAGIC)
 
     def __enter__(self) -> SnapshotWriter:
@@ -172,7 +195,8 @@ class SnapshotWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if self._partial != self.path:
+            self._partial.unlink(missing_ok=True)
 
     def at(self) -> int:
         return self._file.tell()
@@ -202,6 +226,8 @@ class SnapshotWriter:
         description = msgspec.json.encode(about)
         self._file.write(description + TAIL.pack(len(description), zlib.crc32(description), MAGIC))
         self._file.flush()
+        if self._partial == self.path:
+            return
         if like is not None:
             with suppress(OSError):
                 os.fchmod(self._file.fileno(), like.stat().st_mode & 0o777)

@@ -22,11 +22,12 @@ from iccache.examples import migrations
 from iccache.examples.database import Database
 from iccache.examples.index import snapshot
 from iccache.examples.sqlite import driver
+from iccache.examples.sqlite.beside import sync
 from iccache.examples.sqlite.driver import MEMORY, MEMORY_URI, Row, Translated
+from iccache.examples.sqlite.key import Key
 
 CHECKPOINT_TIMEOUT_S = 0.2  # for the checkpoint that follows an erasure: the writer must not stand still for a reader
 CHECKPOINT_EVERY_S = 1.0  # while a long reader, such as a backup, is in its way
-PAGE_BYTES = 8192  # an example with its embedding is often over half of SQLite's usual 4096: one a page, the rest waste
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024  # a log that grew beyond this is cut back at the next checkpoint
 
 Params = Sequence[Any] | dict[str, Any]
@@ -34,12 +35,16 @@ _memory_names = itertools.count()
 
 
 class Connection:
-    """Belongs to the thread that opened it. Give `path` as MEMORY for what ends with its last connection."""
+    """Belongs to the thread that opened it. Give `path` as MEMORY for what ends with its last connection.
 
-    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+    `key`: all that it writes to disk is encrypted with it.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False, key: Key | None = None) -> None:
         self._memory = isinstance(path, str) and path.startswith((MEMORY, MEMORY_URI))
         self.path: Path | str = _memory_name(str(path)) if self._memory else Path(path).absolute()
         self.read_only = read_only
+        self._key = None if self._memory else key
         self._depth = 0  # of transactions
         self._erased = False  # the log may still hold what was deleted
         self._deleted: list[str] = []  # ids of examples; the snapshot of the index may still hold their vectors
@@ -139,7 +144,7 @@ class Connection:
                     db.execute("PRAGMA read_uncommitted = ON")  # else a reader and the writer lock each other's tables
                 migrations.check(db, self.path)
                 return db
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is just being made
+            db.execute(f"PRAGMA page_size = {driver.PAGE_BYTES}")  # of a file that is just being made
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")
             db.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
@@ -154,7 +159,11 @@ class Connection:
 
     def _reading(self) -> Connection:
         """Another connection, for the thread that calls this."""
-        return Connection(self.path, read_only=True)
+        return Connection(self.path, read_only=True, key=self._key)
+
+    def _copy(self, path: Path) -> driver.Connection:
+        """To the file of a copy, under the same key."""
+        return driver.connect(path, key=self._key)
 
     def _connect(self) -> driver.Connection:
         if isinstance(self.path, str):
@@ -164,7 +173,7 @@ class Connection:
         if not self.read_only:
             with suppress(OSError):  # SQLite says it better
                 private.make(self.path)
-        return driver.connect(self.path, "ro" if self.read_only else "rwc")
+        return driver.connect(self.path, "ro" if self.read_only else "rwc", self._key)
 
     # the log, and copies
 
@@ -188,13 +197,13 @@ class Connection:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             private.make(partial)
-            with Translated(path), closing(self._reading()) as source, closing(driver.connect(partial)) as target:
+            with Translated(path), closing(self._reading()) as source, closing(self._copy(partial)) as target:
                 # in one step: a consistent copy that no writer can make start again
                 source._db.conn.backup(target, pages=-1)
                 target.execute("PRAGMA journal_mode = DELETE")  # one file, readable where nothing can be written
-            _sync(partial)
+            sync(partial)
             os.replace(partial, path)
-            _sync(path.parent)
+            sync(path.parent)
         except OSError as exc:
             raise StoreError(f"{path}: the backup cannot be written: {exc.strerror}") from exc
         finally:
@@ -250,12 +259,3 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

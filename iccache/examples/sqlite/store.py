@@ -10,7 +10,7 @@ Each room adds its tables to those of the room below:
     connection  transactions, statements, the log, backups
     driver      opening a file; SQLite's errors as ours
 
-`rows` turns records into rows and back.
+`rows` turns records into rows and back; `key` is what a store is encrypted with, `encrypt` brings one to another key.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from iccache.examples import credit
 from iccache.examples.index import snapshot
 from iccache.examples.sqlite.exchanges import DAY_S
 from iccache.examples.sqlite.feedback import Opinions
+from iccache.examples.sqlite.key import Key
 
 
 class SqliteStore(Opinions):
@@ -34,6 +35,7 @@ class SqliteStore(Opinions):
         path: Path | str,
         *,
         read_only: bool = False,
+        key: Key | None = None,
         decay_per_hour: float = credit.DECAY_PER_HOUR,
         quality_floor: float = credit.QUALITY_FLOOR,
         clock: Callable[[], float] = time.time,
@@ -41,12 +43,13 @@ class SqliteStore(Opinions):
         self._decay_per_hour = decay_per_hour
         self._quality_floor = quality_floor
         self._clock = clock
-        super().__init__(path, read_only=read_only)
+        super().__init__(path, read_only=read_only, key=key)
 
     def reader(self) -> SqliteStore:
         return SqliteStore(
             self.path,
             read_only=True,
+            key=self._key,
             decay_per_hour=self._decay_per_hour,
             quality_floor=self._quality_floor,
             clock=self._clock,

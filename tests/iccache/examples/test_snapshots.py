@@ -297,7 +297,7 @@ def test_what_is_deleted_while_a_snapshot_is_written_is_not_in_it(store: SqliteS
             deleted = True
             store.delete_examples(["e7"])
 
-    kept._go_on = delete_once  # type: ignore[method-assign]  # called in the middle of the work
+    kept.go_on = delete_once  # type: ignore[method-assign]  # called in the middle of the work
     index = kept.make(store)
     assert deleted
     assert not any(vector_bytes(kept.path, "e7"))
