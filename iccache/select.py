@@ -212,6 +212,10 @@ class Select:
         would take long, or the store has changed meanwhile."""
         query, state = Query(job.tenant, job.ask.task, self._wanted(job)), self.recalls.state
         begun = self._begun(query)
+        if begun is None and self.retriever.is_quick(query):
+            await self.thread.run(_nothing, alone=False)  # then it has done what it was at; more would keep it busy
+            await self.turns.room(begun=True)
+            begun = self._begun(query)
         if begun is None:
             return None
         missing = begun.missing
@@ -438,6 +442,10 @@ class Select:
         return Usage(
             count_prompt(tokenizer, [ask.prompt]) + example, tokenizer.count(answer.text), example, estimated=True
         )
+
+
+def _nothing() -> None:
+    """What a thread is asked for by who only wants to know that it has time."""
 
 
 def counted_by(tokenizer: Tokenizer) -> Callable[[Example], int]:

@@ -121,9 +121,13 @@ class Retriever:
             open = self._round(open, now)
         return [Recalled(search.vector, search.found) for search in wanted]
 
+    def is_quick(self, query: Query) -> bool:
+        """Whether its first half takes neither the store nor long."""
+        return self.embedder.quick and len(query.text) <= QUICK_CHARS and len(self.catalogue) <= QUICK_SEARCH
+
     def begin(self, query: Query) -> Begun | None:
         """The first half of `recall` for one query, where it takes neither the store nor long; else None."""
-        if not self.embedder.quick or len(query.text) > QUICK_CHARS or len(self.catalogue) > QUICK_SEARCH:
+        if not self.is_quick(query):
             return None
         search = _Search(query, self.embed([query.text])[0], None)
         hit = self._search(search) if query.k else []

@@ -44,4 +44,4 @@ class Access:
 
     async def read(self, fn: Callable[[ExampleStore], T]) -> T:
         """`fn` on the reading connection, in its thread."""
-        return await self.select.thread.run(lambda: fn(self.store))
+        return await self.select.thread.run(lambda: fn(self.store), alone=False)

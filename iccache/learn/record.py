@@ -21,7 +21,7 @@ from iccache.types import Answer, Ask, Example, Exchange, Hold, Keeping, Kept
 log = logging.getLogger(__name__)
 
 TWINS = 4  # examples in quarantine that a new one is compared with
-TICK_S = 0.02  # what ends within it is written together
+TICK_S = 0.05  # what ends within it is written together
 AT_ONCE = 256  # exchanges in one transaction
 MOST_CHARS = 65_536  # kept of a text, four times as many of a system prompt; no example may be as long
 CUT_OFF = 512  # at the end of what is kept of a longer one: where something to redact may have been cut in two
