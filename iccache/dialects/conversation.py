@@ -168,10 +168,10 @@ def task(turns: Sequence[Turn]) -> str:
 
 
 def _context(earlier: Sequence[Turn]) -> str:
-    """The latest questions, as far as they are needed, and how the last answer ended."""
-    said = [(turn.role, " ".join(turn.text.split())) for turn in earlier]
+    """The latest questions, as far as they are needed, and how the last answer ended. Of long texts no more is gone
+    through than is wanted."""
     questions: list[str] = []
-    for text in (text for role, text in reversed(said) if role is Role.USER and text):
+    for text in (turn.text for turn in reversed(earlier) if turn.role is Role.USER and _says_something(turn)):
         questions.insert(0, text)
         enough = _length(text, SAYS_SOMETHING_CHARS) >= SAYS_SOMETHING_CHARS
         if enough or len(questions) == EARLIER_QUESTIONS:
@@ -179,8 +179,13 @@ def _context(earlier: Sequence[Turn]) -> str:
     lines = [
         ("Then I asked: " if i else "Earlier I asked: ") + _head(q, QUESTION_CHARS) for i, q in enumerate(questions)
     ]
-    answer = next((text for role, text in reversed(said) if role is Role.ASSISTANT and text), "")
+    answers = (turn.text for turn in reversed(earlier) if turn.role is Role.ASSISTANT and _says_something(turn))
+    answer = next(answers, "")
     return "\n".join([*lines, *(["You answered: " + _tail(answer, ANSWER_CHARS)] if answer else [])])
+
+
+def _says_something(turn: Turn) -> bool:
+    return turn.text != "" and not turn.text.isspace()
 
 
 def _length(text: str, enough: int) -> int:
@@ -192,8 +197,16 @@ def _length(text: str, enough: int) -> int:
 
 
 def _head(text: str, chars: int) -> str:
-    return text if len(text) <= chars else text[: chars - 1] + "…"
+    """The beginning of `text`, every white space one space."""
+    said = " ".join(text[: 4 * chars].split())
+    if len(said) <= chars and len(text) > 4 * chars:  # it is mostly white space
+        said = " ".join(text.split())
+    return said if len(said) <= chars else said[: chars - 1] + "…"
 
 
 def _tail(text: str, chars: int) -> str:
-    return text if len(text) <= chars else "…" + text[1 - chars :]
+    """Its end, likewise."""
+    said = " ".join(text[-4 * chars :].split())
+    if len(said) <= chars and len(text) > 4 * chars:
+        said = " ".join(text.split())
+    return said if len(said) <= chars else "…" + said[1 - chars :]
