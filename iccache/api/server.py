@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
 
 from iccache.api import admin, feedback, health, passthrough
@@ -38,16 +38,16 @@ def make_app(proxy: Proxy) -> web.Application:
     for prefix in ("/v1", ""):
         for dialect in DIALECTS.values():
             path = dialect.path.removeprefix("/v1")
-            app.router.add_post(prefix + path, answering(dialect))
+            app.router.add_post(prefix + path, answering(dialect), expect_handler=expected)
         app.router.add_post(prefix + "/feedback", feedback.post)
         app.router.add_route("*", prefix + "/feedback", feedback.nothing_else)
         app.router.add_get(prefix + "/models", health.models)
         app.router.add_get(prefix + "/models/{id:.+}", health.model)
     health.add_routes(app)
     admin.add_routes(app)
-    app.router.add_route("*", "/v1/{rest:.*}", passthrough.forward)
+    app.router.add_route("*", "/v1/{rest:.*}", passthrough.forward, expect_handler=expected)
     for resource in RESOURCES:
-        app.router.add_route("*", f"/{{rest:{resource}(?:/.*)?}}", passthrough.forward)
+        app.router.add_route("*", f"/{{rest:{resource}(?:/.*)?}}", passthrough.forward, expect_handler=expected)
     app.on_response_prepare.append(_begun)
     app.cleanup_ctx.append(_alive)
     return app
@@ -85,6 +85,20 @@ def answering(dialect: Dialect) -> Handler:
             return await send(request, head, pieces)
 
     return handle
+
+
+async def expected(request: web.Request) -> web.StreamResponse | None:
+    """Tell a client that waits with its body to go on; whoever expects anything else is told in our errors' shape."""
+    wanted = request.headers.get(hdrs.EXPECT, "")
+    if request.version != HttpVersion11:
+        return None
+    if wanted.lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+        return None
+    request[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+    request.app[PROXY].metrics.requests.labels(NOBODY, NOBODY, "417").inc()
+    return in_shape(request, RequestError(417, f"nothing is known of what is expected: {wanted!r}"))
 
 
 async def send(request: web.Request, head: Head, pieces: AsyncIterator[Head | bytes]) -> web.StreamResponse:

@@ -442,3 +442,12 @@ async def test_what_no_backend_answered_is_counted_too(w: World) -> None:
     metrics = (await w.get("/metrics")).body.decode()
     for status in (404, 502):
         assert f'iccache_requests_total{{backend="none",decision="none",status="{status}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize(("path", "shape"), [("/v1/chat/completions", "openai"), ("/v1/messages", "anthropic")])
+async def test_an_expectation_that_nobody_can_meet_is_told_in_shape(w: World, path: str, shape: str) -> None:
+    asked = {"model": "large", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    refused = await w.post(path, asked, {"Expect": "200-ok"})
+    assert (refused.status, "x-request-id" in refused.headers) == (417, True)
+    assert refused.json["error"]["message"] and ("type" in refused.json) is (shape == "anthropic")
+    assert (await w.post(path, asked, {"Expect": "100-continue"})).status == 200
