@@ -21,7 +21,7 @@ from iccache.examples.utility import LearnedUtility, candidate_rows, votes
 from iccache.examples.ways import Prior, Shown
 from iccache.types import Example, ExampleStats, Matrix, Recalled, Shot, Vector
 from tests.bench.quality.answers import DATA
-from tests.bench.quality.tasks import TASKS, Item, Task, items
+from tests.bench.quality.tasks import EVERY, TASKS, Item, Task, items
 
 RECALL_K = 16
 NEAREST = 3
@@ -59,7 +59,7 @@ class Request(NamedTuple):
 
     @property
     def task(self) -> Task:
-        return TASKS[self.item.task]
+        return EVERY[self.item.task]
 
     @property
     def seed(self) -> str:
@@ -117,7 +117,7 @@ def example(task: str, place: int, answer: str | None = None, split: str = "pool
         request_id=f"r-{task}-{place}",
         at=AT,
         dialect="chat",
-        system=TASKS[task].system,
+        system=EVERY[task].system,
         request=item.prompt,
         answer=answer,
         backend="teacher",
@@ -131,7 +131,8 @@ def example(task: str, place: int, answer: str | None = None, split: str = "pool
 @cache
 def pool(task: str) -> Cache:
     """The cache of one task alone, with the data set's answers."""
-    return Cache([example(task, i) for i in range(len(items(task, "pool")))], places=task)
+    examples = [example(task, i) for i in range(len(items(task, "pool")))]
+    return Cache(examples, places=task if task in TASKS else None)
 
 
 def messages(request: Request, shots: Sequence[Shot] = (), framing: str = "turns") -> list[dict[str, str]]:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.bench.quality import cold
-from tests.bench.quality.answers import Answers, Said
+from tests.bench.quality.answers import DATA, Answers, Said
 from tests.bench.quality.conditions import TRIED, Condition, cache_of, examples_for, prompt, taught
 from tests.bench.quality.models import LARGE, SMALL, STUDENTS
 from tests.bench.quality.prompts import Request, messages, requests
 from tests.bench.quality.tasks import TASKS, correct
-from tests.bench.quality.timing import TIMES
 
+TIMES = DATA / "timing.json"
 LEARNED = "**learned choice of the three ways**"
 TITLES = {
     "none": "no examples",
@@ -120,18 +120,21 @@ def core(student: Student) -> Iterator[str]:
         every = [cell for by_place in found[condition].values() for cell in by_place.values()]
         if every:
             tokens = np.mean([c.said.prompt_tokens for c in every]), np.mean([c.said.new_tokens for c in every])
-            took = times.get(condition)
-            ms = ("", "") if took is None else (f"{took['first_ms']:.0f}", f"{took['last_ms']:.0f}")
+            ms = _ms(times.get(condition))
             yield _row(title, _rights(found[condition]), f"{tokens[0]:.0f}", f"{tokens[1]:.0f}", *ms)
     tried = oracle(student, found)
     yield _row(f"oracle: any of {TRIED} tried alone, or of the ways above", tried, "", "", "", "")
     yield _row("semantic cache: the nearest one's answer", semantic(), "0", "0", "0", "0")
-    yield _row("teacher, no examples", _rights(teacher()), "", "", "", "")
+    yield _row("teacher, no examples", _rights(teacher()), "", "", *_ms(timing().get(LARGE.name, {}).get("none")))
     yield ""
     for condition, than in COMPARED:
         yield from _paired(f"{student.name}: {TITLES[condition]} less {TITLES[than]}", found[condition], found[than])
     yield from by_task(student, found)
     yield from shown_where_it_helps(student, found, tried)
+
+
+def _ms(took: Mapping[str, float] | None) -> tuple[str, str]:
+    return ("", "") if took is None else (f"{took['first_ms']:.0f}", f"{took['last_ms']:.0f}")
 
 
 def timing() -> dict[str, Any]:
@@ -200,10 +203,12 @@ def framings(student: Student) -> Iterator[str]:
     same = {task: _common(list(found.values()), task) for task in TASKS}
     if not any(same.values()):
         return
-    yield _head(f"{student.name}, 3 nearest", "prompt tokens")
+    times = timing().get(student.name, {})
+    yield _head(f"{student.name}, 3 nearest", "prompt tokens", "first token, ms", "last")
     for framing, title in FRAMINGS.items():
         cells = {task: {i: found[framing][task][i] for i in same[task]} for task in TASKS}
-        yield _row(title, _rights(cells), f"{np.mean([c.said.prompt_tokens for c in _every(cells)]):.0f}")
+        tokens = np.mean([c.said.prompt_tokens for c in _every(cells)])
+        yield _row(title, _rights(cells), f"{tokens:.0f}", *_ms(times.get(framing)))
     yield ""
     for framing in list(FRAMINGS)[1:]:
         yield from _paired(f"{student.name}: {FRAMINGS[framing]}, less nearest last", found[framing], found["nearest3"])

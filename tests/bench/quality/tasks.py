@@ -1,6 +1,7 @@
 """The tasks of the quality benchmark, fixed before anything was measured: six, from three sources, with exact answers.
 
-    python -m tests.bench.quality.tasks WHEELS     write data/tasks.jsonl.gz anew from the packages in the folder WHEELS
+    python -m tests.bench.quality.tasks WHEELS     write data/tasks.jsonl.gz and data/unseen.jsonl.gz anew from the
+                                                   packages in the folder WHEELS
 
 Each is a data set as an application would send it: one system prompt, one user turn. The answers of the data set score,
 and are what a well-kept cache would hold. Requests of the three splits share nothing:
@@ -8,6 +9,9 @@ and are what a well-kept cache would hold. Requests of the three splits share no
     test    held out: nothing is tuned or trained on it
     train   what the utility model and the choice among the ways of showing learn from
     pool    the examples in the cache
+
+UNSEEN are ten more, chosen and worded before any model was asked, on which nothing is trained or tuned: what an
+application looks like that nobody thought of here. They have no train split.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import random
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,8 +32,10 @@ from typing import Any, NamedTuple
 from iccache.demo import tasks as demo
 
 DATA = Path(__file__).with_name("data") / "tasks.jsonl.gz"
+UNSEEN_DATA = DATA.with_name("unseen.jsonl.gz")
 SEED = 41
 SIZES = {"test": 100, "train": 100, "pool": 300}
+UNSEEN_SIZES = {"test": 40, "pool": 200}
 
 
 class Item(NamedTuple):
@@ -71,6 +77,26 @@ TASKS = {
 }
 
 
+UNSEEN = {
+    task.name: task
+    for task in (
+        Task("sentiment", "bigbench", "What is the sentiment of the review? Answer with one word.", 8),
+        Task("support", "bigbench", "Label the comment by how it treats the person it is about.", 8),
+        Task("implicatures", "bigbench", "Does Speaker 2 mean yes or no?", 6),
+        Task("sports", "bigbench", "Say whether the sentence about sports is plausible or implausible.", 8),
+        Task(
+            "elements", "bigbench", "You answer quizzes on the periodic table, in lower case, with the name alone.", 12
+        ),
+        Task("dates", "bigbench", "Write the date in our house format.", 20),
+        Task("unscrambling", "bigbench", "Unscramble the word. Answer with the word alone.", 10),
+        Task("pig_latin", "bigbench", "Translate from Pig Latin to English.", 40),
+        Task("colored_objects", "bigbench", "Answer the question about the objects with one word.", 8),
+        Task("sorting", "bigbench", "Sort the words alphabetically.", 30),
+    )
+}
+EVERY = TASKS | UNSEEN
+
+
 def correct(answer: str, item: Item) -> bool:
     """Exact match with one of the targets but for case, white space and a full stop at the end."""
     given = demo.normal(answer)
@@ -85,8 +111,10 @@ def items(task: str, split: str) -> tuple[Item, ...]:
 
 @cache
 def _all() -> tuple[Item, ...]:
-    with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = []
+    for data in (DATA, UNSEEN_DATA):
+        with gzip.open(data, "rt", encoding="utf-8") as lines:
+            rows += [json.loads(line) for line in lines]
     return tuple(Item(row["task"], row["split"], row["prompt"], tuple(row["targets"])) for row in rows)
 
 
@@ -97,7 +125,7 @@ Pairs = Iterable[tuple[str, list[str]]]
 
 
 def make(folder: Path) -> None:
-    """Write the data file from the packages in `folder`."""
+    """Write the data files from the packages in `folder`."""
     sources: dict[str, Callable[[], Pairs]] = {
         "intent_recognition": lambda: _bigbench_intents(folder),
         "linguistic_mappings": lambda: _bigbench_mappings(folder),
@@ -107,17 +135,52 @@ def make(folder: Path) -> None:
         "family_relationships": _families,
     }
     DATA.parent.mkdir(exist_ok=True)
-    with gzip.GzipFile(DATA, "wb", mtime=0) as out:
-        for name in TASKS:
-            for row in _split(name, sources[name]()):
-                out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    _write(DATA, (row for name in TASKS for row in _split(name, sources[name](), SIZES)))
+    found = {path: content["examples"] for path, content in _bigbench(folder, UNSEEN_PATHS.values())}
+    _write(
+        UNSEEN_DATA,
+        (row for name, path in UNSEEN_PATHS.items() for row in _split(name, _answered(found[path]), UNSEEN_SIZES)),
+    )
 
 
-def _split(name: str, pairs: Pairs) -> Iterator[dict[str, Any]]:
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with gzip.GzipFile(path, "wb", mtime=0) as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+UNSEEN_PATHS = {
+    "sentiment": "multiemo/all_sentence_en",
+    "support": "social_support",
+    "implicatures": "implicatures",
+    "sports": "sports_understanding",
+    "elements": "periodic_elements/subtask_1",
+    "dates": "unnatural_in_context_learning/dates",
+    "unscrambling": "word_unscrambling",
+    "pig_latin": "language_games/pig_latin_decode",
+    "colored_objects": "reasoning_about_colored_objects",
+    "sorting": "word_sorting",
+}
+
+
+def _answered(examples: Iterable[dict[str, Any]]) -> Pairs:
+    """The one answer of each example that is right, or those the data set takes."""
+    for example in examples:
+        scores = example.get("target_scores")
+        if scores is not None:
+            best = [answer for answer, score in scores.items() if score == 1]
+            if len(best) == 1:
+                yield example["input"].strip(), best
+        else:
+            target = example["target"]
+            yield example["input"].strip(), [str(each) for each in (target if isinstance(target, list) else [target])]
+
+
+def _split(name: str, pairs: Pairs, sizes: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Repeated requests dropped, shuffled with a fixed seed, dealt out."""
     unique = list({" ".join(prompt.split()): (prompt, targets) for prompt, targets in pairs}.values())
     random.Random(f"{name} {SEED}").shuffle(unique)
-    wanted = [split for split, size in SIZES.items() for _ in range(size)]
+    wanted = [split for split, size in sizes.items() for _ in range(size)]
     if len(unique) < len(wanted):
         raise SystemExit(f"{name} has {len(unique)} requests, not {len(wanted)}")
     for split, (prompt, targets) in zip(wanted, unique, strict=False):

@@ -14,23 +14,27 @@ import sys
 
 import numpy as np
 
-from tests.bench.quality.answers import DATA, Answers
+from tests.bench.quality.answers import Answers
 from tests.bench.quality.conditions import Condition, prompt, taught
-from tests.bench.quality.models import STUDENTS, asking
+from tests.bench.quality.models import LARGE, STUDENTS, asking
 from tests.bench.quality.prompts import requests
+from tests.bench.quality.table import FRAMINGS, TIMES, TITLES
 from tests.bench.quality.tasks import TASKS
 
-TIMES = DATA / "timing.json"
-TIMED = ("none", "nearest3", "shared", "learned")
+TIMED = {
+    **dict.fromkeys((model.name for model in STUDENTS), (*TITLES, *FRAMINGS)),
+    LARGE.name: ("none",),
+}
 IN_A_ROW = 3
 
 
 def timed(answers: Answers) -> dict[str, dict[str, float]]:
     """By condition, over all tasks: mean milliseconds, and answers that they are the mean of."""
     ways = taught(answers.model, answers)
-    found: dict[str, list[tuple[float, float]]] = {condition: [] for condition in TIMED}
+    conditions = dict.fromkeys(TIMED[answers.model])
+    found: dict[str, list[tuple[float, float]]] = {condition: [] for condition in conditions}
     for task in TASKS.values():
-        for condition in TIMED:
+        for condition in conditions:
             how = Condition.read(condition)
             for request in requests(task.name, "test", IN_A_ROW):
                 said = answers.ask(prompt(ways, answers.model, request, how), task.max_tokens)
@@ -43,7 +47,7 @@ def timed(answers: Answers) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     loads, times = [os.getloadavg()[0]], {}
-    for model in STUDENTS:
+    for model in (*STUDENTS, LARGE):
         with asking(model, True) as answers:
             times[model.name] = timed(answers)
         loads.append(os.getloadavg()[0])
