@@ -19,7 +19,7 @@ from tests.bench.quality.answers import Answers
 from tests.bench.quality.conditions import Condition, prompt, taught
 from tests.bench.quality.models import LARGE, MIDDLE, MODELS, SMALL, asking
 from tests.bench.quality.prompts import requests
-from tests.bench.quality.table import CACHES, FRAMINGS, ORACLE, TITLES, VARIED
+from tests.bench.quality.table import CACHES, FRAMINGS, MORE, ORACLE, TITLES, VARIED
 from tests.bench.quality.tasks import TASKS
 
 TRAIN = {
@@ -35,7 +35,7 @@ TEST = {
     + [f"test:100:{condition}" for condition in TITLES]
     + _TRIED
     + _FRAMED
-    + [f"test:{VARIED}:{way}/{cache}" for cache in CACHES for way in ("nearest3", "learned")]
+    + [f"test:{MORE.get(cache, VARIED)}:{way}/{cache}" for cache in CACHES for way in ("nearest3", "learned")]
     + ["cold"],
     MIDDLE.name: TAUGHT[MIDDLE.name] + [f"test:50:{condition}" for condition in TITLES] + _TRIED + _FRAMED,
     LARGE.name: ["test:50:none"],

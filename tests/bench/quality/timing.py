@@ -18,11 +18,11 @@ from tests.bench.quality.answers import Answers
 from tests.bench.quality.conditions import Condition, prompt, taught
 from tests.bench.quality.models import LARGE, STUDENTS, asking
 from tests.bench.quality.prompts import requests
-from tests.bench.quality.table import FRAMINGS, TIMES, TITLES
+from tests.bench.quality.table import TIMES, TITLES
 from tests.bench.quality.tasks import TASKS
 
 TIMED = {
-    **dict.fromkeys((model.name for model in STUDENTS), (*TITLES, *FRAMINGS)),
+    **dict.fromkeys((model.name for model in STUDENTS), tuple(TITLES)),
     LARGE.name: ("none",),
 }
 IN_A_ROW = 3
@@ -31,7 +31,7 @@ IN_A_ROW = 3
 def timed(answers: Answers) -> dict[str, dict[str, float]]:
     """By condition, over all tasks: mean milliseconds, and answers that they are the mean of."""
     ways = taught(answers.model, answers)
-    conditions = dict.fromkeys(TIMED[answers.model])
+    conditions = TIMED[answers.model]
     found: dict[str, list[tuple[float, float]]] = {condition: [] for condition in conditions}
     for task in TASKS.values():
         for condition in conditions:
