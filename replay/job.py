@@ -15,7 +15,7 @@ from iccache.backends.judge import VERDICT_TOKENS, BackendJudge, Verdict
 from iccache.errors import BackendError, IccacheError, StoreError
 from iccache.examples.admission import unfit
 from iccache.examples.tokens import Tokenizer
-from iccache.examples.utility import USUAL_QUALITY
+from iccache.examples.traits import USUAL_QUALITY
 from iccache.types import Example, Reason
 from replay import plan
 from replay.best import By, Form, Vote, agreement, form_of, normal

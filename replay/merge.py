@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iccache.examples.agreement import NEGATIONS, agree, words
-from iccache.examples.utility import USUAL_QUALITY, same_system
+from iccache.examples.traits import USUAL_QUALITY
+from iccache.examples.utility import same_system
 from iccache.types import Example
 from replay.store import ReplayStore
 

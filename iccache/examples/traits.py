@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from iccache.types import Example, ExampleStats
 
+USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
+BETTER = 0.2  # what of a quality above the usual counts: an answer that is known to be good is no nearer for that
 WORDS_FROM = 2000  # characters of a text that are compared word by word
 _WORD = re.compile(r"\w+")
 
@@ -26,7 +28,7 @@ class Traits(NamedTuple):
     answer_length: float  # log(1 + characters)
     asked: str  # its request without the space around it: the very same text where there is none
     answered: str  # its answer, likewise
-    record: tuple[float, ...]  # credit, credited quality, own quality or 0.5, whether that is known, log(1 + uses)
+    record: tuple[float, ...]  # credit, credited quality, own quality as it counts or 0.5, if known, log(1 + uses)
 
 
 def traits(example: Example) -> Traits:
@@ -52,7 +54,7 @@ def _record(stats: ExampleStats) -> tuple[float, ...]:
     return (
         stats.credit,
         stats.credited_quality,
-        0.5 if own is None else own,
+        0.5 if own is None else own if own <= USUAL_QUALITY else USUAL_QUALITY + BETTER * (own - USUAL_QUALITY),
         float(own is not None),
         math.log1p(stats.uses),
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from iccache.examples.traits import application, overlap, traits, words
+from iccache.examples.traits import USUAL_QUALITY, application, overlap, traits, words
 from iccache.examples.ways import ALONE, Prior, Shown
 from iccache.types import Example
 
@@ -19,7 +19,7 @@ NAMES = (
     "same_system",  # 1 when both were asked under the same system prompt, else 0
     "credit",  # answers it has been judged by, each shared among the examples shown for it
     "credited_quality",  # the quality of those answers, shared likewise; at most `credit`
-    "own_quality",  # quality of its own answer, in [0, 1]; 0.5 when unknown
+    "own_quality",  # quality of its own answer, in [0, 1], of what is above USUAL_QUALITY a fifth; 0.5 when unknown
     "own_quality_known",  # 1 or 0
     "uses",  # log(1 + answers it was shown for)
     "age",  # log(1 + days)
@@ -29,7 +29,6 @@ NAMES = (
     "vote",  # share of the candidates that have the same answer, the nearer counting for more, in (0, 1]: see `votes`
 )
 VOTE_SCALE = 0.125  # difference in cosine over which a candidate's say falls to 1/e
-USUAL_QUALITY = 0.75  # of a teacher's answer of which nothing is known
 _COLUMN = {name: i for i, name in enumerate(NAMES)}
 
 Rows = NDArray[np.float64]  # (n, len(NAMES))

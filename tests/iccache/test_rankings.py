@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from iccache.dialects.dialect import DIALECTS
 from iccache.examples.selector import Selector
 from iccache.examples.shared import SetOf
-from iccache.examples.traits import application
+from iccache.examples.traits import USUAL_QUALITY, application
 from iccache.examples.utility import NAMES as COLUMNS
-from iccache.examples.utility import USUAL_QUALITY, LearnedUtility
+from iccache.examples.utility import LearnedUtility
 from iccache.examples.ways import NAMES, NOTHING_KNOWN, WAYS, Prior, Shown, Way, Ways, features
 from iccache.select import RANKINGS_KEPT, Choice, Job, Select
 from iccache.types import Form, Query, Recalled

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iccache.examples.utility import USUAL_QUALITY
+from iccache.examples.traits import USUAL_QUALITY
 from iccache.types import ExampleStats
 from replay.calls import Pace
 from replay.job import GREEDY, TEMPERATURE, Stop, temperature

@@ -96,7 +96,7 @@ def test_training_finds_what_makes_an_example_useful(world_: str) -> None:
         return float((worth[first].mean() - worth.mean()) / (worth[sixes].max(axis=1).mean() - worth.mean()))
 
     assert chosen(trained) > 0.9
-    assert chosen(untrained) < 0.87
+    assert chosen(untrained) < 0.9
 
 
 def test_a_student_with_few_answers_has_the_weights_of_all() -> None:
