@@ -54,10 +54,16 @@ def _record(stats: ExampleStats) -> tuple[float, ...]:
     return (
         stats.credit,
         stats.credited_quality,
-        0.5 if own is None else own if own <= USUAL_QUALITY else USUAL_QUALITY + BETTER * (own - USUAL_QUALITY),
+        0.5 if own is None else _counted(own),
         float(own is not None),
         math.log1p(stats.uses),
     )
+
+
+def _counted(own_quality: float) -> float:
+    """In [0, 1]: of what is above the usual, BETTER."""
+    better = own_quality - USUAL_QUALITY
+    return own_quality if better <= 0 else USUAL_QUALITY + BETTER * better
 
 
 def plain(answer: str) -> str:

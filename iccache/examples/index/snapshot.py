@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from iccache import private
 from iccache.errors import IccacheError
+from iccache.processes import is_running
 
 MAGIC = b"iccache vectors 1\n"
 TAIL = struct.Struct("<QI18s")  # bytes of the description, its CRC-32, magic
@@ -320,15 +321,5 @@ def sweep(path: Path) -> None:
     """Remove what processes that were killed have left."""
     for left in path.parent.glob(f"{path.name}.*.partial"):
         number = left.name.removeprefix(f"{path.name}.").removesuffix(".partial")
-        if not (number.isdigit() and _runs(int(number))):
+        if not (number.isdigit() and int(number) != os.getpid() and is_running(int(number))):
             left.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()

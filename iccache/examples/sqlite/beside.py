@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from iccache.processes import is_running
+
 COMPANIONS = ("-journal", "-wal", "-shm")
 
 
@@ -23,7 +25,7 @@ def sweep(store: Path, what: str) -> None:
     """Remove copies `under_way` of processes that are no more."""
     for left in store.parent.glob(f"{store.name}.*.{what}"):
         pid = left.name.removeprefix(f"{store.name}.").removesuffix(f".{what}")
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             remove(left)
 
 
@@ -34,13 +36,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
