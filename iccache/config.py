@@ -132,6 +132,9 @@ class Backend(Section, frozen=True):
     connect_timeout_s: Annotated[Positive, say("Longest wait for a connection.", "s")] = 5
     first_token_timeout_s: Annotated[Positive, say("Longest wait for the first byte of an answer.", "s")] = 120
     idle_timeout_s: Annotated[Positive, say("Longest silence between two pieces of an answer.", "s")] = 60
+    max_answer_bytes: Annotated[
+        AtLeastOne, say("Longest answer that is no stream; streams have no limit.", "bytes")
+    ] = 64 * 1024 * 1024
     teacher: Annotated[bool | None, say("Its answers may become examples. Unset: only the dearest backend's may.")] = (
         None
     )

@@ -40,10 +40,11 @@ class SelectionError(IccacheError):
 class BackendError(IccacheError):
     """A backend did not answer before its first byte, or broke off after it."""
 
-    def __init__(self, message: str, reason: Reason, *, stale: bool = False) -> None:
+    def __init__(self, message: str, reason: Reason, *, stale: bool = False, lasting: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.stale = stale  # a pooled connection had been closed by the upstream: worth one more try
+        self.lasting = lasting  # it would do the same again
         self.should_retry = True  # False: the client is not to try again either
 
 

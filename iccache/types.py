@@ -50,6 +50,8 @@ class Reason(StrEnum):
     RESET = "reset"  # the connection broke before the first byte; of what is no stream, before the last
     SLOW = "timeout"  # no byte in time
     STATUS = "status"  # 408, 429 or 5xx
+    REDIRECT = "redirect"  # it sends the client elsewhere
+    TOO_LARGE = "too_large"  # its answer, which is no stream, is longer than it may be
     CIRCUIT = "circuit_open"  # it failed too often lately
     RETRY_AFTER = "retry_after"  # it asked to be left alone for a while
     LIMIT = "limit"  # what it may be asked per minute is used up

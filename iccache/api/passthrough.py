@@ -57,6 +57,8 @@ async def forward(request: web.Request) -> web.StreamResponse:
     post = _post(request, proxy, tenant, parcel)
     sent = proxy.clock()
     async with proxy.fleet.send(post, order) as reply:
+        if reply.body is None and not post.repeatable and _says_it_is_small(reply):
+            reply.body = b"".join([chunk async for chunk in reply.chunks])
         return await _forwarded(request, proxy, tenant, parcel, reply, order, arrived, sent)
 
 
@@ -77,6 +79,7 @@ def _post(request: web.Request, proxy: Proxy, tenant: str, parcel: Parcel) -> Po
         repeatable=repeatable,
         whole=lambda reply: repeatable and request.method != hdrs.METH_HEAD and _is_metered(reply, path),
         lost=lost,
+        any_length=True,
     )
 
 
@@ -117,8 +120,7 @@ async def _forwarded(
     )
     path, tokens = _path(request), proxy.tokenizers[reply.backend.tokenizer].count
     unpack = unpacker(reply.headers)
-    if request.method != hdrs.METH_HEAD and _is_metered(reply, path):
-        body = b"".join([chunk async for chunk in reply.chunks])
+    if (body := reply.body) is not None:
         usage = Usage(0, 0)
         if reply.status < 400:
             usage = usage_of(body if unpack is None else unpack(body), path, parcel.body, tokens)
@@ -143,7 +145,9 @@ async def _forwarded(
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
     finally:
-        usage = meter.usage() or (estimated(path, parcel.body, meter.said, tokens) if reply.streams else Usage(0, 0))
+        usage = meter.usage() or Usage(0, 0)
+        if meter.usage() is None and reply.status < 400:
+            usage = estimated(path, parcel.body, meter.said, tokens)
         proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
     await response.write_eof()
     return response
@@ -199,10 +203,16 @@ def _body(
 
 def _is_metered(reply: Reply, path: str) -> bool:
     """Whether the answer is a JSON body that may say what it took, and is small: as it says, or as a model's are."""
+    return _says_it_is_small(reply) or (_length(reply) is None and path in REPEATABLE and _is_json(reply))
+
+
+def _says_it_is_small(reply: Reply) -> bool:
     length = _length(reply)
-    is_json = reply.headers.get("Content-Type", "").startswith("application/json")
-    is_small = path in REPEATABLE if length is None else length <= METERED_BYTES
-    return is_json and is_small and not is_failure(reply.status)
+    return length is not None and length <= METERED_BYTES and _is_json(reply)
+
+
+def _is_json(reply: Reply) -> bool:
+    return reply.headers.get("Content-Type", "").startswith("application/json") and not is_failure(reply.status)
 
 
 def _length(reply: Reply) -> int | None:

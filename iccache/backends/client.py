@@ -26,6 +26,7 @@ _VERSION = re.compile(r"/v\d+[a-z0-9]*(/|$)")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _NOT_OF_A_URL = re.compile(r"[^\x21-\x7e]")  # a space or a line break would end the request line
 _MESSAGES = "/v1/messages"
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})  # without a body they say so
 _QUIET = ("User-Agent", "Content-Type", "Accept")  # only what the client sent
 
@@ -188,8 +189,9 @@ class BackendClient:
         """An answer, from its first byte on. `path` as clients write it, /v1/...; `query` without its question mark.
 
         Raises BackendError or BackendTimeout until the head and the first byte of the body (or its end) are here, so
-        that another backend may still be asked. Closing it early closes the connection. A request whose reused
-        connection proved closed goes once more on a fresh one; a body that can be read only once starts on one.
+        that another backend may still be asked, and for a redirect. Closing it early closes the connection. A request
+        whose reused connection proved closed goes once more on a fresh one; a body that can be read only once starts
+        on one.
         """
         sent = self._headers(path, headers, body)
         if method == "HEAD" or not (body is None or isinstance(body, bytes)):
@@ -292,7 +294,7 @@ class BackendClient:
             stale = reused and exc.closed and not connection.received and now() - began <= STALE_WITHIN_S
             what = "closed the connection" if exc.closed and not connection.status else "broke off its answer"
             raise BackendError(f"{self.backend.name} {what}: {exc}", Reason.RESET, stale=stale) from exc
-        return Upstream(self.backend, connection.status, readable(connection.headers), source, first, deadline)
+        return self._begun(connection.status, readable(connection.headers), source, first, deadline)
 
     async def _in_pieces(self, method: str, url: URL, headers: CIMultiDict[str], body: Body) -> Upstream:
         """By aiohttp, on a connection of its own: a body that can be read only once, or an answer without one."""
@@ -322,7 +324,16 @@ class BackendClient:
                 raise
             raise translated from exc
         source = _Own(response)
-        return Upstream(self.backend, response.status, readable(response.headers.items()), source, first, deadline)
+        return self._begun(response.status, readable(response.headers.items()), source, first, deadline)
+
+    def _begun(self, status: int, headers: CIMultiDict[str], source: Source, first: bytes, deadline: float) -> Upstream:
+        """Raises BackendError for a redirect: a client that followed it would pass the proxy by, its key in hand."""
+        if status in _REDIRECTS:
+            source.close()
+            where = _told_of(headers.get("Location", ""))
+            told = f"{self.backend.name} redirects{where} ({status}); its base_url has to be where it answers itself"
+            raise BackendError(told, Reason.REDIRECT, lasting=True)
+        return Upstream(self.backend, status, headers, source, first, deadline)
 
 
 class _Pooled:
@@ -405,14 +416,18 @@ class _Trip:
 
 
 def _tracing() -> aiohttp.TraceConfig:
-    """Tells a _Trip when it got its connection."""
+    """Tells a _Trip when it got its connection, and lets no redirect be followed."""
 
     async def created(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
         if isinstance(context.trace_request_ctx, _Trip):
             context.trace_request_ctx.wait_on()
 
+    async def redirected(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        raise aiohttp.ClientError("it redirects, which is not followed")
+
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_create_end.append(created)
+    tracing.on_request_redirect.append(redirected)
     return tracing
 
 
@@ -425,6 +440,16 @@ def _without_credentials(url: URL) -> tuple[URL, str | None]:
     if url.user is None:
         return url, None
     return url.with_user(None), aiohttp.encode_basic_auth(url.user, url.password or "")
+
+
+def _told_of(location: str) -> str:
+    """Where a redirect leads, without what may be a secret: a user and password, a query."""
+    try:
+        url = URL(location).with_query(None).with_fragment(None)
+    except ValueError:
+        return ""
+    url = url.with_user(None) if url.absolute else url
+    return f" to {url}" if str(url) else ""
 
 
 def _too_long(backend: config.Backend) -> BackendTimeout:

@@ -57,6 +57,7 @@ class Post:
     repeatable: bool = True  # it may go to one backend more than once
     whole: Callable[[Reply], bool] = _as_it_comes  # an answer that counts only once it is here to its last byte
     lost: Callable[[config.Backend, bytes], None] = _unheeded  # told what had come of such an answer that broke off
+    any_length: bool = False  # one that is longer than it may be goes out as it comes; else it is a failure
 
 
 @dataclass(slots=True)
@@ -173,7 +174,7 @@ class Fleet:
         """The first of `order` that answers, from its first byte to its last.
 
         A backend fails by not connecting, breaking or being slow before its first byte (before its last, where the
-        answer is to be `whole`), or with 408, 429 or 5xx.
+        answer is to be `whole`), by an answer that is too large for that, with a redirect, or with 408, 429 or 5xx.
         Backends whose circuit is open, or that asked to be left alone, come last; but somebody is always asked. Where
         all fail, they may be asked once more (`retry`). Where they fail again, the last error that an upstream gave is
         the reply; where none gave any, the last BackendError is raised.
@@ -223,7 +224,8 @@ class Fleet:
                 self.metrics.retries.labels(name).inc()
             if await self._answers(member, post, held, found, stands=stands):
                 return found
-            waits[name] = self._rest_s(member)
+            if found.error is None or not found.error.lasting:
+                waits[name] = self._rest_s(member)
         if post.repeatable and waits:
             found.wait_s = min(waits.values())
             found.again = tuple(name for name, wait in waits.items() if wait <= found.wait_s)
@@ -234,6 +236,7 @@ class Fleet:
         if found.reply is not None:
             found.reply = await _kept(found.reply)
         held.let_go()
+        found.error = None
         try:
             upstream = await self._begun(member, post)
         except BackendError as exc:
@@ -252,6 +255,8 @@ class Fleet:
                     reply = await _whole(reply, post)
                 except BackendError as exc:
                     held.let_go()
+                    if exc.reason is Reason.TOO_LARGE:
+                        self._broke(member)
                     found.error, found.why = exc, found.why or exc.reason
                     return False
             found.reply = reply
@@ -358,11 +363,19 @@ def status_of(error: BackendError) -> int:
 
 
 async def _whole(reply: Reply, post: Post) -> Reply:
-    """`reply` to its last byte. What has come is told to `post.lost` where that fails, or nobody waits any more."""
+    """`reply` to its last byte; as it comes, where it is too large and may be. What has come is told to `post.lost`
+    where that fails, or nobody waits any more."""
     pieces: list[bytes] = []
+    room = reply.backend.max_answer_bytes
     try:
         async for chunk in reply.chunks:
             pieces.append(chunk)
+            room -= len(chunk)
+            if room < 0 and post.any_length:
+                reply.chunks = _resumed(pieces, reply.chunks)
+                return reply
+            if room < 0:
+                raise _too_large(reply.backend)
     except BaseException:
         post.lost(reply.backend, b"".join(pieces))
         raise
@@ -373,6 +386,23 @@ async def _whole(reply: Reply, post: Post) -> Reply:
 
 async def _one(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+async def _resumed(pieces: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`pieces`, which are given away one by one, and the rest."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
+    async for chunk in rest:
+        yield chunk
+
+
+def _too_large(backend: config.Backend) -> BackendError:
+    return BackendError(
+        f"{backend.name} answered with more than {backend.max_answer_bytes} bytes (backends.max_answer_bytes)",
+        Reason.TOO_LARGE,
+        lasting=True,
+    )
 
 
 async def _kept(reply: Reply) -> Reply:

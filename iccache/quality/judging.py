@@ -285,8 +285,9 @@ class Judging:
         await self.learner.access.write(lambda store: store.settle_judging(number, cost))
 
     async def _unanswered(self, number: int, exc: BackendError) -> None:
-        """Without a connection nothing was billed. Else it may have been: what was set aside stays."""
-        if exc.reason is Reason.CONNECT:
+        """Without a connection, or sent elsewhere, nothing was billed. Else it may have been: what was set aside
+        stays."""
+        if exc.reason in (Reason.CONNECT, Reason.REDIRECT):
             await self._settle(number, 0)
 
 

@@ -71,7 +71,7 @@ def scripts(draw: st.DrawFn, path: str) -> Script:
         typed = [("Content-Type", draw(JSON_TYPES | EVENTS))] if draw(st.booleans()) else []
         return Script(status, headers + typed, [], framing)
     if kind == "moved":
-        status = draw(st.sampled_from([300, 301, 302, 303, 307, 308]))
+        status = draw(st.sampled_from([300, 304, 305, 306, 399]))
         headers.append(("Location", draw(st.sampled_from(["/v1/elsewhere", "http://127.0.0.1:9/x", "ftp://x"]))))
         return Script(status, headers, [b"moved"] if draw(st.booleans()) else [], framing)
     body = draw(wholes(path)) if kind != "odd" else draw(st.binary(max_size=200))

@@ -67,7 +67,7 @@ async def test_nothing_on_disk_tells_what_was_said(tmp_path: Path, encrypted: bo
     data, temporary = tmp_path / "data", tmp_path / "tmp"
     data.mkdir()
     temporary.mkdir()
-    sections: dict[str, Any] = {"cache": SURE | {"reuse": "exact"}} | ({"store": NAMED} if encrypted else {})
+    sections: dict[str, Any] = {"selection": SURE, "cache": {"reuse": "exact"}} | ({"store": NAMED} if encrypted else {})
     async with served(data, {"STORE_KEY": ONE, "TMPDIR": str(temporary)}, **sections) as s:
         request_id = await traffic(s)
         assert (await s.run("backup", str(data / "copy.db")))[0] == 0
@@ -97,7 +97,7 @@ async def test_the_index_of_many_examples_is_on_no_disk(tmp_path: Path, encrypte
     logs.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = tmp_path / "data"
     data.mkdir()
-    sections: dict[str, Any] = {"cache": SURE} | ({"store": NAMED} if encrypted else {})
+    sections: dict[str, Any] = {"selection": SURE} | ({"store": NAMED} if encrypted else {})
     async with served(data, {"STORE_KEY": ONE, "TMPDIR": str(data)}, start=False, **sections) as s:
         assert (await s.run("import", str(logs), "--tenant", "default"))[0] == 0
         await s.start()
@@ -127,7 +127,7 @@ def forms(vector: Any) -> list[bytes]:
 async def test_the_whole_life_of_an_encrypted_store(tmp_path: Path) -> None:
     """Two workers, and every command."""
     copy = tmp_path / "copy.db"
-    async with served(tmp_path, {"STORE_KEY": ONE}, store=NAMED, cache=SURE, server={"workers": 2}) as s:
+    async with served(tmp_path, {"STORE_KEY": ONE}, store=NAMED, selection=SURE, server={"workers": 2}) as s:
         request_id = await traffic(s)
         code, out, err = await s.run("explain", request_id)
         assert code == 0 and request_id in out, err
@@ -165,7 +165,7 @@ async def test_the_whole_life_of_an_encrypted_store(tmp_path: Path) -> None:
 
 
 async def test_a_store_in_clear_is_encrypted_where_a_kill_left_it(tmp_path: Path) -> None:
-    async with served(tmp_path, {"STORE_KEY": ONE}, cache=SURE) as s:
+    async with served(tmp_path, {"STORE_KEY": ONE}, selection=SURE) as s:
         await traffic(s)
         assert (await s.run("backup", str(tmp_path / "ic.db.monday")))[0] == 0
         count = await s.examples()

@@ -24,6 +24,7 @@ FAULTS = {  # name -> what the upstream does, the reason that is told, the statu
     "closed": (Script(fault="close_before_head"), "reset", 502),
     "reset after the head": (Script(fault="reset_after_head"), "reset", 502),
     "hang": (Script(fault="hang"), "timeout", 504),
+    "redirect": (Script(status=308, headers={"Location": "http://127.0.0.1:1/v1"}), "redirect", 502),
     "hang after the head": (Script(fault="hang_after_head"), "timeout", 504),
     **{str(s): (Script(status=s, headers=RETRY), "status", s) for s in (408, 429, 500, 502, 503, 529)},
 }
@@ -203,6 +204,51 @@ async def test_nothing_is_left_of_an_answer_that_nobody_completed(w: World, faul
     if fault == "hang_midway":
         async with asyncio.timeout(5):
             await asyncio.gather(*(received.left.wait() for received in w.small.requests))
+
+
+LONG = "word " * 4000
+
+
+@pytest.fixture
+async def brief(tmp_path: Path) -> AsyncIterator[World]:
+    limited = {"max_answer_bytes": 10_000}
+    async with world(tmp_path, small=limited, routing=CHEAPEST) as made:
+        yield made
+
+
+async def test_an_answer_that_is_too_large_is_a_failure_that_is_not_tried_again(brief: World) -> None:
+    brief.small.script = Script(answer=LONG)
+    for path, asked in DIALECTS.items():
+        answered = await brief.post(path, {"model": "auto", **asked})
+        assert told(answered) == (200, "large", "fallback", "too_large"), path
+        pinned = await brief.post(path, {"model": "small", **asked})
+        assert pinned.status == 502
+        error = pinned.json["error"]
+        assert "small" in error["message"] and "max_answer_bytes" in error["message"]
+        assert error.get("code", "upstream_too_large") == "upstream_too_large"
+        assert len(brief.small.requests) == 2, "the same again would be as large"
+        forget(brief)
+    for _ in range(5):
+        await brief.ask("hello", "small")
+    assert told(await brief.ask("hello"))[3] == "circuit_open"
+
+
+async def test_a_stream_may_have_any_length(brief: World) -> None:
+    brief.small.script = Script(answer=LONG)
+    answered = await brief.ask("hello", "small", stream=True)
+    assert answered.status == 200
+    assert await said(answered, stream=True) == LONG
+
+
+async def test_what_is_not_looked_into_goes_out_as_it_comes_when_it_is_large(brief: World) -> None:
+    body = b'{"data": "' + b"x" * 50_000 + b'"}'
+    for says_length in (True, False):
+        brief.small.script = Script(body=body, says_length=says_length)
+        answered = await brief.post("/v1/embeddings", {"model": "small", "input": "one two three"})
+        assert (answered.status, answered.body) == (200, body)
+    assert len(brief.small.requests) == 2
+    counted = (await brief.get("/metrics")).body.decode()
+    assert 'iccache_tokens_total{backend="small",kind="input"} 6.0' in counted
 
 
 async def test_what_may_exist_twice_is_not_asked_for_again(w: World) -> None:

@@ -53,6 +53,27 @@ async def talk(tmp_path: Path) -> AsyncIterator[tuple[World, Talker]]:
     await runner.cleanup()
 
 
+async def test_a_redirect_is_not_followed(talk: tuple[World, Talker], tmp_path: Path) -> None:
+    """It would lead past what the operator configured, with what the client sent."""
+    w, talker = talk
+    member = w.proxy.fleet.members["large"]
+    moved = web.Application()
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect(member.config.base_url + "/realtime")
+
+    moved.router.add_get("/v1/realtime", elsewhere)
+    runner = web.AppRunner(moved, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    member.client._base = member.client._base.with_port(runner.addresses[0][1])
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await connect(w)
+    assert refused.value.status == 502
+    assert not talker.asked
+    await runner.cleanup()
+
+
 def connect(w: World, **given: Any) -> Any:
     headers = {"Authorization": "Bearer sk-ours"}
     return w.http.ws_connect(w.url + "/v1/realtime?model=large", **{"headers": headers} | given)

@@ -96,10 +96,30 @@ async def test_an_error_status_is_an_answer(client: BackendClient, upstream: Scr
         assert b"scripted 429" in b"".join([chunk async for chunk in answer.chunks()])
 
 
-async def test_redirects_are_not_followed(client: BackendClient, upstream: ScriptedUpstream) -> None:
-    upstream.script = Script(status=307, headers={"Location": "http://127.0.0.1:1/"})
-    assert (await read(client))[0] == 307
-    assert len(upstream.requests) == 1
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("http://name:secret@127.0.0.1:1/v2?key=secret#secret", " to http://127.0.0.1:1/v2 "),
+        ("/elsewhere?key=secret", " to /elsewhere "),
+        ("http://[", "small redirects (307)"),
+    ],
+)
+async def test_redirects_are_neither_followed_nor_passed_on(
+    client: BackendClient, upstream: ScriptedUpstream, location: str, told: str
+) -> None:
+    async def uploaded() -> AsyncIterator[bytes]:
+        yield b"piece"
+
+    upstream.script = Script(status=307, headers={"Location": location})
+    for body in (asking(), uploaded()):
+        with pytest.raises(BackendError) as caught:
+            async with client.send("POST", PATHS[0], headers=PLAIN, body=body):
+                pass
+        assert caught.value.reason is Reason.REDIRECT
+        assert caught.value.lasting
+        assert told in str(caught.value)
+        assert "secret" not in str(caught.value)
+    assert len(upstream.requests) == 2
 
 
 async def test_an_empty_body_is_an_end(client: BackendClient, upstream: ScriptedUpstream) -> None:
