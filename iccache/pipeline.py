@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ from iccache.dialects.answer import beginning_of
 from iccache.dialects.dialect import AnswerReader, Dialect
 from iccache.dialects.packed import is_packed, unpacker
 from iccache.errors import BackendError, RequestError
+from iccache.learn.counting import LOST_USD
 from iccache.learn.learner import Learner
+from iccache.live import Reader
 from iccache.metrics import Metrics
 from iccache.plan import Directory, Plan, read_controls
 from iccache.price import as_usd, cost, price
 from iccache.quality.judging import Answered, Judging
 from iccache.quality.kinds import HELD_OUT, KIND, MEANT, WITHHELD, kind_of
-from iccache.reuse import Reuse
+from iccache.reuse import LARGEST_BYTES, Reuse
 from iccache.select import Job, Select, signals
 from iccache.types import Answer, Ask, DecisionKind, Exchange, Kept, Match, Reason, Shot
 from iccache.warm import Warm
@@ -54,22 +57,28 @@ class Call:
     at: float  # Unix seconds
     arrived: float  # on the pipeline's clock, s
     sent: float | None = None  # when it went upstream, on the same clock
+    lost_usd: float = 0.0  # what answers took that broke off
 
 
 class Tap:
-    """Looks at an answer's bytes as they pass; keeps them all only where `whole` is asked for."""
+    """Looks at an answer's bytes as they pass; keeps them all only where `whole` is asked for, up to a limit."""
 
     def __init__(self, reader: AnswerReader, whole: bool, unpacked: Callable[[bytes], bytes] | None = None) -> None:
         self.reader = reader
         self.unpacked = unpacked
         self.chunks: list[bytes] | None = [] if whole else None
+        self._room = LARGEST_BYTES
         self._answer: Answer | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         self.reader.feed(chunk if self.unpacked is None else self.unpacked(chunk))
         self._answer = None
         if self.chunks is not None:
-            self.chunks.append(chunk)
+            self._room -= len(chunk)
+            if self._room < 0:
+                self.chunks = None
+            else:
+                self.chunks.append(chunk)
         return chunk
 
     def answer(self) -> Answer:
@@ -78,8 +87,9 @@ class Tap:
             self._answer = self.reader.answer()
         return self._answer
 
-    def body(self) -> bytes:
-        return b"".join(self.chunks or ())
+    def body(self) -> bytes | None:
+        """What was kept; None where that was not asked for, or is too large."""
+        return None if self.chunks is None else b"".join(self.chunks)
 
 
 class Head(NamedTuple):
@@ -125,17 +135,28 @@ class Pipeline:
                 yield self.repeat(call, ask, turn.known)
                 yield turn.known.body
                 return
+            if turn.following is not None:
+                async with aclosing(self.follow(call, ask, turn.following)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                return
             plan = await self.decide(call, ask)
             async with self.fleet.send(self.compose(call, ask, plan), plan.order) as reply:
                 exchange, streams = self.begin(call, ask, plan, reply), reply.streams
-                packed = is_packed(reply.headers)
+                content_type, packed = reply.headers.get("Content-Type", ""), is_packed(reply.headers)
                 whole = turn.key is not None and not packed  # what is kept is kept without its coding
                 tap = Tap(call.dialect.reader(streams), whole, unpacker(reply.headers) if packed else None)
+                shared: Reader | None = None
                 try:
                     if streams:
                         yield self.head(call, exchange, reply.headers)
-                        async for chunk in turn.watched(reply.chunks):
-                            tap.feed(chunk)
+                        if whole and reply.status == 200:
+                            shared = turn.shared(exchange, content_type, reply.chunks, tap.feed)
+                        else:
+                            turn.land(None)
+                        async for chunk in shared or reply.chunks:
+                            if shared is None:
+                                tap.feed(chunk)
                             yield chunk
                     else:
                         body = b"".join([tap.feed(chunk) async for chunk in reply.chunks])
@@ -148,11 +169,12 @@ class Pipeline:
                     log.warning("%s: the stream from %s broke: %s", call.request_id, reply.backend.name, exc)
                     yield call.dialect.error_event(broken_stream(exc))
                 finally:
+                    if shared is not None:
+                        await shared.leave_to_others()
                     answer = tap.answer()
                     self.account(exchange, ask, plan, answer)
                     exchange.latency_s = self.clock() - call.arrived
-                    if not packed:
-                        turn.keep(exchange, answer, reply.headers.get("Content-Type", ""), tap.body())
+                    turn.keep(exchange, answer, content_type, tap.body())
                     self.warm.remember(call.tenant, ask, exchange)
                     self.learner.finish(exchange, ask, plan, answer, turn.keeping)
                     if self.judging.active:
@@ -239,6 +261,7 @@ class Pipeline:
             said = Answer(text=beginning_of(came), complete=False)
             usage = self.select.usage(said, ask, backend, self.shown(plan, backend.name), 200)
             self.learner.count_lost(call.tenant, backend, usage)
+            call.lost_usd += cost(backend, usage)
 
         return Post("POST", call.dialect.path, call.query, call.headers, body, whole=not_a_stream, lost=lost)
 
@@ -276,14 +299,39 @@ class Pipeline:
             shown=[m.example.id for m in self.shown(plan, backend)],
             considered=plan.considered_for(backend),
             backends=plan.scores(),
-            extra=self.noted(ask, plan, backend, drawn),
+            extra=self.noted(call, ask, plan, backend, drawn),
         )
         self.learner.begin(exchange, ask)
         return exchange
 
     def repeat(self, call: Call, ask: Ask, known: Kept) -> Head:
-        """The head of an answer from the record, which is an exchange of its own: it cost nothing and used nothing."""
-        exchange = Exchange(
+        """The head of an answer from the record."""
+        exchange = self.repeated(call, ask, known)
+        exchange.complete = True
+        self.learner.begin(exchange, ask)
+        self.learner.finish(exchange, ask)
+        return self.head(call, exchange, CIMultiDict({"Content-Type": known.content_type}))
+
+    async def follow(self, call: Call, ask: Ask, following: Reader) -> AsyncGenerator[Head | bytes]:
+        """The stream of an identical request, while it comes."""
+        known = following.live.head
+        exchange = self.repeated(call, ask, known)
+        self.learner.begin(exchange, ask)
+        try:
+            yield self.head(call, exchange, CIMultiDict({"Content-Type": known.content_type}))
+            async for chunk in following:
+                yield chunk
+            exchange.complete = True
+        except BackendError as exc:
+            log.warning("%s: the stream of %s, read along, broke: %s", call.request_id, known.request_id, exc)
+            yield call.dialect.error_event(broken_stream(exc))
+        finally:
+            exchange.latency_s = self.clock() - call.arrived
+            self.learner.finish(exchange, ask)
+
+    def repeated(self, call: Call, ask: Ask, known: Kept) -> Exchange:
+        """Of an answer to an identical request: an exchange of its own, which cost nothing and used nothing."""
+        return Exchange(
             request_id=call.request_id,
             tenant=call.tenant,
             subject=ask.subject,
@@ -296,16 +344,13 @@ class Pipeline:
             decision=DecisionKind.CACHED,
             reason=None,
             status=200,
-            complete=True,
+            complete=False,
             system=ask.system,
             task=ask.task,
             overhead_s=self.clock() - call.arrived,
             latency_s=self.clock() - call.arrived,
             extra={"answered_by": known.request_id},
         )
-        self.learner.begin(exchange, ask)
-        self.learner.finish(exchange, ask)
-        return self.head(call, exchange, CIMultiDict({"Content-Type": known.content_type}))
 
     def account(self, exchange: Exchange, ask: Ask, plan: Plan, answer: Answer) -> None:
         """What the answer was, what it took and what it cost."""
@@ -316,7 +361,7 @@ class Pipeline:
         exchange.finish_reason = answer.finish_reason
         exchange.complete = answer.complete and 200 <= exchange.status < 300
         exchange.usage = self.select.usage(answer, ask, backend, self.shown(plan, exchange.backend), exchange.status)
-        exchange.cost_usd = cost(backend, exchange.usage)
+        exchange.cost_usd = cost(backend, exchange.usage) + exchange.extra.get(LOST_USD, 0.0)
         self.fleet.used(backend.name, exchange.usage.input + exchange.usage.output)
 
     def head(self, call: Call, exchange: Exchange, given: Mapping[str, str]) -> Head:
@@ -356,10 +401,12 @@ class Pipeline:
         post = self.compose(call, ask, plan)
         return Answered(exchange, ask, plan, answer, call.dialect, post, lambda backend: self.features(plan, backend))
 
-    def noted(self, ask: Ask, plan: Plan, backend: str, drawn: bool) -> dict[str, Any]:
+    def noted(self, call: Call, ask: Ask, plan: Plan, backend: str, drawn: bool) -> dict[str, Any]:
         """What the record keeps beside: the kind of request, the way examples were shown, whether it is of the
-        hold-out, and who would have answered but for shadow mode or the floor."""
+        hold-out, who would have answered but for shadow mode or the floor, and what broke off before."""
         kept: dict[str, Any] = {KIND: kind_of(ask.system)}
+        if call.lost_usd:
+            kept[LOST_USD] = call.lost_usd
         if backend in plan.taken:
             kept["way"] = plan.taken[backend]._asdict()
         decision = plan.decision if drawn else None

@@ -1,7 +1,8 @@
 """Exact reuse: an identical request may be answered from the record. Off by default.
 
 Identical means: the same tenant, endpoint, model, and the same body byte for byte. Nothing is ever answered from a
-merely similar request.
+merely similar request. One that comes while the first is being answered waits for its record, or reads its stream
+along (`live`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -20,14 +20,13 @@ from iccache import config
 from iccache.dialects.dialect import Dialect
 from iccache.errors import StoreError
 from iccache.learn.learner import Learner
+from iccache.live import Live, Reader
 from iccache.types import Answer, Ask, Exchange, Keeping, Kept, Reason
 
 log = logging.getLogger(__name__)
 
 LARGEST_BYTES = 4_000_000
 RECORDED_WITHIN_S = 5.0  # from an answer's end; those who wait longer for its record ask for themselves
-PATIENCE_S = 1.0  # of those who wait, with a client that does not take what has come for it
-LOOK_S = 0.5  # how often they look
 AHEAD_S = 5.0  # that clocks of one store's proxies may differ
 TELLING_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta", "x-iccache-backend", "x-iccache-examples")
 
@@ -44,32 +43,35 @@ class Landing:
 
     def __init__(self, key: bytes, under_way: dict[bytes, Landing]) -> None:
         self._key, self._under_way = key, under_way
-        self._outcome: asyncio.Future[Kept | Unanswered] = asyncio.get_running_loop().create_future()
-        self._held_since = math.inf  # when its client was given what it has not taken yet, on the loop's clock
+        self._settled: Kept | Unanswered | None = None
+        self._live: Live | None = None
+        self._news = asyncio.Event()
         under_way[key] = self
 
-    async def outcome(self) -> Kept | Unanswered:
-        """Waits for it, but not for a client that does not read."""
-        now = asyncio.get_running_loop().time
-        while not self._outcome.done():
-            await asyncio.wait([self._outcome], timeout=LOOK_S)
-            if not self._outcome.done() and now() - self._held_since > PATIENCE_S:
-                return Unanswered.VAIN
-        return self._outcome.result()
+    async def outcome(self) -> Kept | Unanswered | Reader:
+        """Waits for it, or for a stream that can be read along from its first byte on."""
+        while self._settled is None and self._live is None:
+            await self._news.wait()
+        if self._settled is not None:
+            return self._settled
+        assert self._live is not None
+        return self._live.join() if self._live.joinable else Unanswered.VAIN
 
-    async def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """`chunks`, as the client takes them."""
-        now = asyncio.get_running_loop().time
-        async for chunk in chunks:
-            self._held_since = now()
-            yield chunk
-            self._held_since = math.inf
+    def stream(self, live: Live | None) -> None:
+        """The answer comes as a stream; None: it has come, and what is left is its record."""
+        self._live = live
+        self._tell()
 
     def settle(self, outcome: Kept | Unanswered) -> None:
         """The first time counts."""
-        if not self._outcome.done():
+        if self._settled is None:
             del self._under_way[self._key]
-            self._outcome.set_result(outcome)
+            self._settled = outcome
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news.clear()
 
 
 @dataclass(slots=True)
@@ -80,21 +82,30 @@ class Turn:
     known: Kept | None = None  # the answer, where there is one
     fresh: Kept | None = None  # the answer that this request got, where it may be kept
     landing: Landing | None = None  # what the others wait for, where this is the one that is answered
+    following: Reader | None = None  # the stream of another, which is read along
 
-    def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """`chunks`; those who wait see whether they are taken."""
-        return chunks if self.landing is None else self.landing.watched(chunks)
+    def shared(
+        self, exchange: Exchange, content_type: str, chunks: AsyncIterator[bytes], heard: Callable[[bytes], object]
+    ) -> Reader | None:
+        """The stream `chunks`, as others may read it too: `heard` is told of them as they come. None where nobody
+        may."""
+        if self.landing is None:
+            return None
+        live = Live(self._answer(exchange, content_type, b""), chunks, heard, LARGEST_BYTES)
+        reader = live.join()
+        self.landing.stream(live)
+        return reader
 
     @property
     def keeping(self) -> Keeping | None:
         """`fresh`, to be recorded."""
         return Keeping(self.key, self.fresh, self.land) if self.key is not None and self.fresh is not None else None
 
-    def keep(self, exchange: Exchange, answer: Answer, content_type: str, body: bytes) -> None:
-        """Remember the answer for identical requests, if it is one to be handed out again."""
+    def keep(self, exchange: Exchange, answer: Answer, content_type: str, body: bytes | None) -> None:
+        """Remember the answer for identical requests, if it is one to be handed out again. `body` None: too large."""
         good = exchange.complete and answer.finish_reason in (None, "stop") and not answer.has_tool_calls
-        if self.key is not None and good and len(body) <= LARGEST_BYTES:
-            self.fresh = Kept(exchange.request_id, exchange.backend, exchange.at, content_type, body)
+        if self.key is not None and good and body is not None:
+            self.fresh = self._answer(exchange, content_type, body)
 
     def land(self, answer: Kept | None) -> None:
         """It is settled what those who wait are given."""
@@ -107,6 +118,9 @@ class Turn:
     def _settle(self, outcome: Kept | Unanswered) -> None:
         if self.landing is not None:
             self.landing.settle(outcome)
+
+    def _answer(self, exchange: Exchange, content_type: str, body: bytes) -> Kept:
+        return Kept(exchange.request_id, exchange.backend, exchange.at, content_type, body)
 
 
 class Reuse:
@@ -131,6 +145,12 @@ class Reuse:
     async def _turn(self, tenant: str, key: bytes, stored: bool) -> AsyncIterator[Turn]:
         while (ahead := self.under_way.get(key)) is not None:
             outcome = await ahead.outcome()
+            if isinstance(outcome, Reader):
+                try:
+                    yield Turn(following=outcome)
+                finally:
+                    outcome.leave()
+                return
             if outcome is not Unanswered.LEFT:
                 yield Turn(key, known=outcome if isinstance(outcome, Kept) else None)
                 return
@@ -148,6 +168,8 @@ class Reuse:
                 turn.leave()
             raise
         finally:
+            assert turn.landing is not None
+            turn.landing.stream(None)
             if turn.fresh is None:
                 turn.land(None)
             else:

@@ -191,9 +191,10 @@ class Snapshots:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=descriptors
         ) as process:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(key.reveal().encode() if key else b"")
+            assert process.stdin is not None  # it stays open: where this process ends, so does that one
+            with suppress(BrokenPipeError):
+                process.stdin.write(f"{key.reveal()}\n".encode() if key else b"")
+                process.stdin.flush()
             while process.poll() is None:
                 if self._stopping.wait(LOOK_EVERY_S):
                     process.terminate()

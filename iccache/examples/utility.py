@@ -210,8 +210,8 @@ class LearnedUtility(RecordUtility):
     be harder; that it is older or from under another system prompt never speaks for it.
     """
 
-    def __init__(self, prior: Prior | None = None, **shape: float) -> None:
-        super().__init__(**shape)
+    def __init__(self, prior: Prior | None = None) -> None:
+        super().__init__()
         self.use(prior or Prior())
 
     def use(self, prior: Prior) -> None:

@@ -18,6 +18,7 @@ from router.types import Decision
 log = logging.getLogger(__name__)
 
 SAID_EVERY_S = 1.0
+LOST_USD = "lost_usd"  # in an exchange's `extra`: what attempts took that broke off
 QUALITY_MEMORY = 0.05  # weight of the newest in the moving average that is exported
 
 
@@ -52,7 +53,8 @@ class Counting:
             m.bypass.labels(bypassed.value).inc()
         if backend in self.in_force.directory.students:
             m.examples_shown.observe(len(exchange.shown))
-        self._spend(exchange.tenant, backend, exchange.usage, exchange.cost_usd)
+        lost = exchange.extra.get(LOST_USD, 0.0)  # is counted already
+        self._spend(exchange.tenant, backend, exchange.usage, exchange.cost_usd - lost)
         if exchange.offloaded:
             m.saved_usd.inc(self._saved(exchange))
 

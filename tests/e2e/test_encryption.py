@@ -67,7 +67,8 @@ async def test_nothing_on_disk_tells_what_was_said(tmp_path: Path, encrypted: bo
     data, temporary = tmp_path / "data", tmp_path / "tmp"
     data.mkdir()
     temporary.mkdir()
-    sections: dict[str, Any] = {"selection": SURE, "cache": {"reuse": "exact"}} | ({"store": NAMED} if encrypted else {})
+    sections: dict[str, Any] = {"selection": SURE, "cache": {"reuse": "exact"}}
+    sections |= {"store": NAMED} if encrypted else {}
     async with served(data, {"STORE_KEY": ONE, "TMPDIR": str(temporary)}, **sections) as s:
         request_id = await traffic(s)
         assert (await s.run("backup", str(data / "copy.db")))[0] == 0

@@ -272,7 +272,11 @@ async def test_an_answer_that_was_cut_is_paid_for_all_the_same(w: World) -> None
     assert float(spent['iccache_tokens_total{backend="small",kind="input"}']) >= 3
     assert float(spent['iccache_tokens_total{backend="small",kind="output"}']) >= 10
     assert float(spent['iccache_cost_usd_total{backend="small"}']) > 0
-    assert float(answered.header("cost-usd") or 0) == pytest.approx((await w.recorded(answered.id)).cost_usd)
+    paid = [float(row.rsplit(" ", 1)[1]) for row in counted.splitlines() if row.startswith("iccache_cost_usd_total{")]
+    assert len(paid) == 2
+    assert float(answered.header("cost-usd") or 0) == pytest.approx(sum(paid))
+    assert (await w.recorded(answered.id)).cost_usd == pytest.approx(sum(paid))
+    assert w.proxy.learner.spent_today("default") == pytest.approx(sum(paid))
 
 
 @pytest.mark.parametrize("stream", [False, True])

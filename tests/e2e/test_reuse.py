@@ -221,16 +221,88 @@ async def test_those_who_come_all_along_cost_one_call(w: World, stream: bool) ->
     assert len(w.large.requests) == 1
 
 
+STREAM = {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+
+
 async def test_an_answer_that_was_called_bad_as_it_came_is_not_handed_on(w: World) -> None:
     w.large.script.between_s = 0.2
-    body = {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
-    async with w.http.post(f"{w.url}/v1/chat/completions", json=body) as first:
-        waits = asyncio.create_task(w.post("/v1/chat/completions", body))
-        await asked_by(w, 2)
+    async with w.http.post(f"{w.url}/v1/chat/completions", json=STREAM) as first:
         assert (await w.feedback(first.headers["x-request-id"], rating="down")).status == 204
         await first.read()
-    assert (await waits).header("decision") == "pinned"
+    assert (await w.post("/v1/chat/completions", STREAM)).header("decision") == "pinned"
     assert len(w.large.requests) == 2
+
+
+# ---- streams that several read while they come
+
+
+async def test_a_stream_is_read_along_from_its_first_byte_on(w: World) -> None:
+    w.large.script = Script(answer="one two three four five six", between_s=0.2)
+    url = f"{w.url}/v1/chat/completions"
+    async with w.http.post(url, json=STREAM) as first, w.http.post(url, json=STREAM) as second:
+        assert second.headers["x-iccache-decision"] == "cached"
+        ahead = await second.content.readuntil(b"one")
+        assert b"six" not in ahead, "it comes as it comes"
+        assert len(w.large.requests) == 1 and w.large.requests[0].sent < 6
+        bodies = await first.read(), ahead + await second.read()
+    assert bodies[0] == bodies[1]
+    assert bodies[0].endswith(b"data: [DONE]\n\n")
+    record = await w.recorded(second.headers["x-request-id"])
+    assert (record.complete, record.cost_usd) == (True, 0)
+    assert record.extra == {"answered_by": first.headers["x-request-id"]}
+    assert (await w.feedback(second.headers["x-request-id"], score=1)).status == 204
+    assert (await w.post("/v1/chat/completions", STREAM)).body == bodies[0], "from the record"
+    assert len(w.large.requests) == 1
+
+
+async def test_it_goes_on_for_the_others_when_the_first_client_leaves(w: World) -> None:
+    w.large.script = Script(answer="one two three four five six", between_s=0.1)
+    url = f"{w.url}/v1/chat/completions"
+    first = await w.http.post(url, json=STREAM)
+    second, third = await w.http.post(url, json=STREAM), await w.http.post(url, json=STREAM)
+    first.close()
+    third.close()
+    assert (await second.read()).endswith(b"data: [DONE]\n\n")
+    assert len(w.large.requests) == 1
+    record = await w.recorded(first.headers["x-request-id"])
+    assert record.complete and record.answer == "one two three four five six"
+    assert record.usage.output > 0 and record.cost_usd > 0
+    assert not (await w.recorded(third.headers["x-request-id"])).complete
+    assert (await w.post("/v1/chat/completions", STREAM)).header("decision") == "cached"
+
+
+async def test_when_all_have_left_the_upstream_is_stopped(w: World) -> None:
+    w.large.script = Script(answer="one two three four five six", between_s=60)
+    url = f"{w.url}/v1/chat/completions"
+    first, second = await w.http.post(url, json=STREAM), await w.http.post(url, json=STREAM)
+    first.close()
+    await asyncio.sleep(0.3)
+    assert not w.large.requests[0].left.is_set()
+    second.close()
+    async with asyncio.timeout(2):
+        await w.large.requests[0].left.wait()
+    assert not (await w.recorded(first.headers["x-request-id"])).complete
+    assert not w.proxy.pipeline.reuse.under_way
+    w.large.script = Script()
+    assert (await w.post("/v1/chat/completions", STREAM)).header("decision") == "pinned"
+
+
+async def test_a_stream_that_breaks_breaks_for_all_and_is_not_kept(w: World) -> None:
+    w.large.script = Script(answer="one two three four five six", between_s=0.1, fault="reset_midway")
+    url = f"{w.url}/v1/chat/completions"
+    async with w.http.post(url, json=STREAM) as first, w.http.post(url, json=STREAM) as second:
+        bodies = await first.read(), await second.read()
+    assert bodies[0] == bodies[1]
+    assert b"one" in bodies[0] and b'"error"' in bodies[0] and b"[DONE]" not in bodies[0]
+    assert not (await w.recorded(second.headers["x-request-id"])).complete
+    w.large.script = Script()
+    assert (await w.post("/v1/chat/completions", STREAM)).header("decision") == "pinned"
+
+
+async def test_an_error_instead_of_a_stream_is_each_ones_own(w: World) -> None:
+    w.large.queue.append(Script(status=400, before_head_s=0.3))
+    answers = await asyncio.gather(*(w.post("/v1/chat/completions", STREAM) for _ in range(4)))
+    assert sorted(a.status for a in answers) == [200, 200, 200, 400]
 
 
 async def test_when_the_one_leaves_another_takes_its_place(w: World) -> None:
@@ -277,11 +349,12 @@ async def test_what_comes_from_the_future_is_asked_anew(w: World) -> None:
 
 
 async def test_who_does_not_read_holds_nobody_up(w: World) -> None:
-    w.large.script = Script(answer="long " * 200_000, repeat=20)
+    w.large.script = Script(answer="long " * 100_000)
     body = {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     async with w.http.post(f"{w.url}/v1/chat/completions", json=body):  # and it is not read
         await asyncio.sleep(0.5)
         w.large.script = Script()
         async with asyncio.timeout(20):
             second = await w.post("/v1/chat/completions", body)
-    assert (second.status, second.header("decision")) == (200, "pinned")
+    assert second.status == 200
+    assert second.body.endswith(b"data: [DONE]\n\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -514,6 +516,22 @@ def test_stopping_ends_that_process_and_leaves_nothing_half_written(
     kept.start()
     kept.close()
     assert kept._thread is not None and not kept._thread.is_alive() and kept.finished() is None
+    assert list(store.path.parent.glob("*.partial")) == []
+
+
+def test_that_process_ends_when_the_one_that_wanted_it_is_gone(store: SqliteStore, kept: Snapshots) -> None:
+    """However that ended: by a kill, or by SIGTERM while it was starting."""
+    fill(store, range(100))
+    command = [sys.executable, "-m", "iccache.examples.cluster", str(store.path), EMBEDDER, str(DIM)]
+    with kept._alone(), subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # so it waits, for ever
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            assert process.wait(20) != 0
+        finally:
+            process.kill()
     assert list(store.path.parent.glob("*.partial")) == []
 
 
