@@ -18,7 +18,7 @@ from iccache.dialects.dialect import DIALECTS
 from iccache.errors import ConfigError, IccacheError
 from iccache.examples.embed import make_embedder
 from iccache.examples.sqlite.key import key_of
-from iccache.examples.store import open_store
+from iccache.examples.store import open_store, shown
 from iccache.examples.tokens import make_tokenizer
 
 ASKED = {
@@ -98,8 +98,8 @@ def _store(settings: config.Config) -> str:
     store = open_store(settings.store.url, key=key)
     try:
         if not store.writable():
-            raise IccacheError(f"{settings.store.url} is not writable")
-        return f"{settings.store.url}, {store.count_examples()} examples" + (", encrypted" if key else "")
+            raise IccacheError(f"{shown(settings.store.url)} is not writable")
+        return f"{shown(settings.store.url)}, {store.count_examples()} examples" + (", encrypted" if key else "")
     finally:
         store.close()
 

@@ -388,7 +388,7 @@ def encrypt(path: Path | None, as_json: bool, file: Path | None, old_key_env: st
         raise ConfigError("store.key_env: is not set: name there the environment variable with the key")
     target = file_of(settings.store.url) if file is None else file.absolute()
     if target is None:
-        raise ConfigError("store.url: a store in memory is on no disk")
+        raise ConfigError("store.url: names no file")
     done = bring_to_key(target, None if in_clear else named, old)
     left = [] if in_clear else in_clear_beside(target)
     if as_json:
@@ -472,9 +472,10 @@ def _open(settings: config.Config) -> ExampleStore:
 @contextmanager
 def _writing(settings: config.Config) -> Iterator[ExampleStore]:
     """The store; it has to exist."""
-    name = settings.store.url.removeprefix("sqlite:///")
-    if not Path(name).exists():
-        raise IccacheError(f"there is no store at {Path(name).absolute()}")
+    from iccache.examples.store import is_there, shown
+
+    if not is_there(settings.store.url):
+        raise IccacheError(f"there is no store at {shown(settings.store.url)}")
     with closing(_open(settings)) as store:
         yield store
 

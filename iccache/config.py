@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from iccache.errors import ConfigError
+from iccache.postgres_url import is_postgres, unfit
 
 ENV_PREFIX = "ICCACHE_"
 DEFAULT_FILE = Path("iccache.toml")
@@ -63,7 +64,10 @@ class Server(Section, frozen=True):
 
 
 class Store(Section, frozen=True):
-    url: Annotated[str, say("Where exchanges and examples live: sqlite:///FILE.")] = "sqlite:///iccache.db"
+    url: Annotated[
+        str,
+        say("Where exchanges and examples live: sqlite:///FILE; for several machines postgresql://USER@HOST/DATABASE."),
+    ] = "sqlite:///iccache.db"
     keep_exchanges_days: Annotated[
         NotNegative, say("Exchanges older than this are deleted by replay; 0 keeps them.", "days")
     ] = 30
@@ -494,7 +498,8 @@ def markdown_table() -> str:
 
 def without_passwords(text: str) -> str:
     """A printed configuration without the passwords of its addresses."""
-    return re.sub(r"(?<=://)([^/\s\"@:]*):[^/\s\"@]*(?=@)", r"\1:***", text)
+    text = re.sub(r"(?<=://)([^/\s\"@:]*):[^/\s\"@]*(?=@)", r"\1:***", text)
+    return re.sub(r"([?&](?:ssl)?password=)[^&\s\"]*", r"\1***", text)
 
 
 def to_json(config: Config) -> str:
@@ -663,8 +668,7 @@ def _mistakes(config: Config) -> Iterator[str]:
     for name in config.routing.models:
         if name in backends:
             yield f"routing.models: {name} is a backend's name, which pins it"
-    if not config.store.url.startswith("sqlite:///"):
-        yield f"store.url: sqlite:///FILE is what this version opens (here: {config.store.url!r})"
+    yield from _mistakes_of_store(config.store)
     for pattern in config.privacy.patterns:
         try:
             re.compile(pattern)
@@ -681,6 +685,16 @@ def _mistakes(config: Config) -> Iterator[str]:
             f"server.host: {config.server.host} is reachable from other machines, "
             "so at least one [[tenants]] with a key is required"
         )
+
+
+def _mistakes_of_store(store: Store) -> Iterator[str]:
+    if is_postgres(store.url):
+        if problem := unfit(store.url):
+            yield f"store.url: {problem}"
+        if store.key_env is not None:
+            yield "store.key_env: is for SQLite files; encrypt the disk of the PostgreSQL server instead"
+    elif not store.url.startswith("sqlite:///"):
+        yield f"store.url: is neither sqlite:///FILE nor postgresql://HOST/DATABASE (here: {store.url!r})"
 
 
 def _urls(config: Config) -> Iterator[tuple[str, str]]:

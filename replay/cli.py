@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from iccache import __version__, config
 from iccache.cli import forget_output
 from iccache.errors import ConfigError, IccacheError, of_system
-from iccache.examples.store import SQLITE
+from iccache.examples.store import is_there, shown
 from replay import assemble, evaluate, report, spent
 from replay.assemble import Options
 from replay.job import Progress, Stop
@@ -204,9 +204,8 @@ def _settings(path: Path | None) -> config.Config:
     settings = config.load(path)
     if not settings.backends:
         raise ConfigError("backends: none is configured; at least one [[backends]] table is required")
-    store = Path(settings.store.url.removeprefix(SQLITE))
-    if not store.is_file():
-        raise IccacheError(f"there is no store at {store.absolute()}: `iccache serve` makes it")
+    if not is_there(settings.store.url):
+        raise IccacheError(f"there is no store at {shown(settings.store.url)}: `iccache serve` makes it")
     return settings
 
 

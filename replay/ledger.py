@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iccache.errors import IccacheError
-from iccache.examples.sqlite.driver import Row
+from iccache.examples.sql.connection import Row
 from iccache.types import Usage
 from replay.prices import NUSD
 from replay.store import ReplayStore
@@ -157,8 +157,9 @@ class Ledger:
             attempt = 1 if old is None else old["attempt"] + 1
             self.store.write(
                 "INSERT INTO replay_items (example_id, round, run_id, worker, lease_until, attempt)"
-                " VALUES (:example, :round, :run, :worker, :until, :attempt) ON CONFLICT DO UPDATE SET"
-                " run_id = :run, worker = :worker, lease_until = :until, attempt = :attempt, result = NULL",
+                " VALUES (:example, :round, :run, :worker, :until, :attempt)"
+                " ON CONFLICT (example_id, round) DO UPDATE SET run_id = :run, worker = :worker,"
+                " lease_until = :until, attempt = :attempt, result = NULL",
                 {"example": example_id, "round": round, "run": self.run_id, "worker": self.worker}
                 | {"until": now + LEASE_S, "attempt": attempt},
             )
@@ -173,7 +174,7 @@ class Ledger:
             mine = self.store.write(
                 "UPDATE replay_items SET worker = NULL, failures = failures + ?"
                 " WHERE example_id = ? AND round = ? AND attempt = ? AND result IS NULL",
-                [failed, *item],
+                [int(failed), *item],
             )
             row = self.store.row(
                 "SELECT failures FROM replay_items WHERE example_id = ? AND round = ?", [item.example_id, item.round]
@@ -197,7 +198,7 @@ class Ledger:
         replayed = result in (Result.IMPROVED, Result.KEPT)
         self.store.write(
             f"UPDATE replay_runs SET replayed = replayed + ?, {result.value} = {result.value} + 1 WHERE id = ?",  # noqa: S608 - a closed list
-            [replayed, self.run_id],
+            [int(replayed), self.run_id],
         )
         return True
 
@@ -246,12 +247,11 @@ class Ledger:
         with self.store.transaction():
             if most_nusd > self.left_nusd():
                 raise OutOfBudget(f"the budget of {self.budget_nusd / NUSD:g} USD does not cover the next call")
-            self.store.write(
+            row = self.store.row(
                 "INSERT INTO replay_calls (run_id, example_id, round, kind, backend, at, reserved_nusd, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'reserved')",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'reserved') RETURNING id",
                 [self.run_id, item.example_id, item.round, kind, backend, self.clock(), most_nusd],
             )
-            row = self.store.row("SELECT last_insert_rowid()")
             assert row is not None
             return int(row[0])
 
@@ -264,7 +264,8 @@ class Ledger:
                 [nusd, usage.input, usage.output, usage.estimated, call],
             )
             self.store.write(
-                "INSERT OR REPLACE INTO replay_answers SELECT id, ?, ?, ? FROM examples WHERE id = ?",
+                "INSERT INTO replay_answers SELECT id, ?, ?, ? FROM examples WHERE id = ?"
+                " ON CONFLICT (example_id, round, digest) DO UPDATE SET text = excluded.text",
                 [item.round, digest, text, item.example_id],
             )
 

@@ -22,12 +22,13 @@ from iccache import config
 from iccache.examples import migrations
 from iccache.examples.credit import add_decaying
 from iccache.examples.database import Database, Migrations
-from iccache.examples.sqlite.connection import Params
-from iccache.examples.sqlite.driver import Row
-from iccache.examples.sqlite.exchanges import PAGE
+from iccache.examples.sql.connection import Params, Row
+from iccache.examples.sql.exchanges import PAGE
+from iccache.examples.sql.store import SqlStore
 from iccache.examples.sqlite.key import key_of
 from iccache.examples.sqlite.store import SqliteStore
-from iccache.examples.store import SQLITE
+from iccache.examples.store import SQLITE, refuse_key
+from iccache.postgres_url import is_postgres
 from iccache.types import Example, Matrix, Vector
 from replay.doubt import Said
 
@@ -174,7 +175,7 @@ SELECT_PEERS = """
 SELECT answer FROM (
     SELECT system, answer FROM examples WHERE tenant = :tenant AND backend <> 'distilled'
     ORDER BY at DESC, id DESC LIMIT :among
-) WHERE system = :system
+) AS newest WHERE system = :system
 """
 SELECT_KINDS = """
 SELECT id, tenant, system, embedder FROM examples WHERE id IN (SELECT value FROM json_each(?))
@@ -191,20 +192,14 @@ SELECT example_id, answer, quality FROM (
         row_number() OVER (PARTITION BY c.example_id ORDER BY c.ordinal DESC) AS place
     FROM credits c JOIN exchanges x ON x.request_id = c.request_id
     WHERE c.example_id IN (SELECT value FROM json_each(:ids)) AND x.quality IS NOT NULL AND x.answer <> ''
-) WHERE place <= :kept
+) AS ranked WHERE place <= :kept
 """
 
 
-class ReplayStore(SqliteStore):
-    """A SqliteStore that also lets replay's own files read and write their tables."""
+class ReplayStore(SqlStore):
+    """A store that also lets replay's own files read and write their tables."""
 
-    def _open(self) -> Database:
-        db = super()._open()
-        if not self.read_only:
-            migrations.migrate(db, self.path, migrations=steps)
-        return db
-
-    def rows(self, sql: str, params: Params = ()) -> list[Row]:
+    def rows(self, sql: str, params: Params = ()) -> Sequence[Row]:
         return self._rows(sql, params)
 
     def row(self, sql: str, params: Params = ()) -> Row | None:
@@ -344,9 +339,23 @@ class ReplayStore(SqliteStore):
             after = rows[-1]["id"]
 
 
+class SqliteReplayStore(ReplayStore, SqliteStore):
+    """In an SQLite file."""
+
+    def _open(self) -> Database:
+        db = super()._open()
+        if not self.read_only:
+            migrations.migrate(db, self.path, migrations=steps)
+        return db
+
+
 def open_replay_store(settings: config.Config) -> ReplayStore:
     """The configured store, made or migrated where needed. Raises ConfigError, StoreVersionError, StoreError."""
-    path = Path(settings.store.url.removeprefix(SQLITE))
-    cache = settings.cache
-    key = key_of(settings.store, os.environ)
-    return ReplayStore(path, key=key, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
+    url, cache, key = settings.store.url, settings.cache, key_of(settings.store, os.environ)
+    if is_postgres(url):
+        refuse_key(key)
+        from replay.postgres import PostgresReplayStore  # noqa: PLC0415 - an extra
+
+        return PostgresReplayStore(url, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)
+    path = Path(url.removeprefix(SQLITE))
+    return SqliteReplayStore(path, key=key, decay_per_hour=cache.decay_per_hour, quality_floor=cache.quality_floor)

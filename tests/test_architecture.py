@@ -26,6 +26,7 @@ ONE_HOME = {
     "sqlite_utils": {"iccache/examples/database.py"},
     "sqlite3": {"iccache/examples/sqlite/driver.py"},
     "sqlcipher3": {"iccache/examples/sqlite/driver.py"},
+    "psycopg": {"iccache/examples/postgres/driver.py", "iccache/examples/postgres/connection.py"},
     "prometheus_client": {"iccache/metrics.py", "replay/report.py", "iccache/backends/engine.py"},  # the last reads
     "sklearn": {"iccache/examples/training.py"},
     "bpe_openai": {"iccache/examples/encoding.py"},

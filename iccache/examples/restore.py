@@ -17,9 +17,9 @@ from iccache.errors import StoreError
 from iccache.examples import migrations
 from iccache.examples.database import Database
 from iccache.examples.index import snapshot
+from iccache.examples.sql.feed import RESTORED_STATE
 from iccache.examples.sqlite import beside, driver
 from iccache.examples.sqlite.driver import Translated
-from iccache.examples.sqlite.feed import RESTORED_STATE
 from iccache.examples.sqlite.key import Key
 from iccache.examples.sqlite.store import SqliteStore
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from iccache import postgres_url
 from iccache.errors import ConfigError
 from iccache.examples.credit import DECAY_PER_HOUR, QUALITY_FLOOR
 from iccache.examples.restore import restore_file
@@ -333,9 +334,15 @@ def open_store(
     """The store at `url`, made or migrated where needed.
 
     sqlite:///relative/path, sqlite:////absolute/path, or sqlite:///:memory: (a new, empty one that ends with its last
-    connection). `key`: what its file is encrypted with. Raises ConfigError for another kind of url or where what a key
-    needs is not installed, StoreVersionError for a newer version's store, StoreError.
+    connection); or postgresql://user@host/database. `key`: what a file is encrypted with. Raises ConfigError for
+    another kind of url or where what it needs is not installed, StoreVersionError for a newer version's store,
+    StoreError.
     """
+    if postgres_url.is_postgres(url):
+        refuse_key(key)
+        from iccache.examples.postgres.store import PostgresStore  # noqa: PLC0415 - an extra
+
+        return PostgresStore(url, decay_per_hour=decay_per_hour, quality_floor=quality_floor)
     name = _name(url)
     path = MEMORY if name == MEMORY else Path(name)
     return SqliteStore(path, key=key, decay_per_hour=decay_per_hour, quality_floor=quality_floor)
@@ -349,6 +356,8 @@ def restore_store(url: str, backup: Path, *, keep: bool = True, key: Key | None 
     Raises StoreError, leaving everything as it was, when `backup` is damaged, another program's, of a newer version, or
     when it or the store has another key.
     """
+    if postgres_url.is_postgres(url):
+        raise ConfigError("store.url: PostgreSQL is restored by its own means: stop every iccache, pg_restore --clean")
     name = _name(url)
     if name == MEMORY:
         raise ConfigError("store.url: a store in memory ends with its process: nothing can be restored to it")
@@ -357,12 +366,38 @@ def restore_store(url: str, backup: Path, *, keep: bool = True, key: Key | None 
 
 def file_of(url: str) -> Path | None:
     """The file of the store at `url`; None where it has none that lasts."""
+    if postgres_url.is_postgres(url):
+        return None
     name = _name(url)
     return None if name == MEMORY else Path(name).absolute()
+
+
+def is_there(url: str) -> bool:
+    """Whether there is a store at `url`. Raises ConfigError, StoreError."""
+    if postgres_url.is_postgres(url):
+        from iccache.examples.postgres.store import holds_store  # noqa: PLC0415 - an extra
+
+        return holds_store(url)
+    file = file_of(url)
+    return file is not None and file.exists()
+
+
+def shown(url: str) -> str:
+    """Where the store at `url` is, without what is nobody's business."""
+    if postgres_url.is_postgres(url):
+        return postgres_url.shown(url)
+    file = file_of(url)
+    return url if file is None else str(file)
+
+
+def refuse_key(key: Key | None) -> None:
+    """Raises ConfigError where a store in PostgreSQL has a key."""
+    if key is not None:
+        raise ConfigError("store.key_env: is for SQLite files; encrypt the disk of the PostgreSQL server instead")
 
 
 def _name(url: str) -> str:
     name = url.removeprefix(SQLITE)
     if name == url or not name:
-        raise ConfigError(f"store.url: sqlite:///FILE is what this version opens (here: {url!r})")
+        raise ConfigError(f"store.url: is neither sqlite:///FILE nor postgresql://HOST/DATABASE (here: {url!r})")
     return name

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iccache.errors import ConfigError, StoreError
@@ -30,13 +30,14 @@ from iccache.types import (
     Usage,
 )
 from tests.factories import AT, make_example, make_exchange, make_feedback, make_vector
+from tests.postgres import Server
 
 KEY = Key("8f1d3b5a7c9e0f2d4b6a8c0e1f3d5b7a9c1e2f4d6b8a0c3e5f7d9b1a2c4e6f80")
 HOUR = 3600.0
 DAY = 86400.0
 
 
-@pytest.fixture(params=["file", "encrypted", "memory"])
+@pytest.fixture(params=["file", "encrypted", "memory", "postgres"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -47,8 +48,11 @@ def key(kind: str) -> Key | None:
 
 
 @pytest.fixture
-def store(kind: str, key: Key | None, tmp_path: Path) -> Iterator[ExampleStore]:
-    url = "sqlite:///:memory:" if kind == "memory" else f"sqlite:///{tmp_path}/store.db"
+def store(kind: str, key: Key | None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ExampleStore]:
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    else:
+        url = "sqlite:///:memory:" if kind == "memory" else f"sqlite:///{tmp_path}/store.db"
     with closing(open_store(url, key=key)) as opened:
         yield opened
 
@@ -68,9 +72,9 @@ def same_example(a: Example, b: Example) -> bool:
 # opening
 
 
-@pytest.mark.parametrize("url", ["postgresql://localhost/x", "sqlite:///", "iccache.db", "sqlite://x.db"])
+@pytest.mark.parametrize("url", ["mysql://localhost/x", "sqlite:///", "iccache.db", "sqlite://x.db"])
 def test_another_kind_of_url_is_a_configuration_error(url: str) -> None:
-    with pytest.raises(ConfigError, match="sqlite:///FILE"):
+    with pytest.raises(ConfigError, match="sqlite:///FILE nor"):
         open_store(url)
 
 
@@ -141,7 +145,7 @@ def test_an_exchange_comes_back_as_it_was(store: ExampleStore) -> None:
         considered=(Considered("e2", 0.9, 0.3, True), Considered("e3", 0.5, 0.0, False)),
         backends=(BackendScore("small", 0.8, 0.0, 0.75), BackendScore("large", 0.7, -0.1, 0.25)),
         extra={"tags": ["a"], "n": None},
-        task="naïve \x00 日本語 🎉",
+        task="naïve \x00 日本語 🎉 \ufdd0 \ufdd00",
     )
     store.record(exchange)
     found = store.exchange("r1")
@@ -650,6 +654,7 @@ def test_a_reader_sees_commits_and_cannot_write(store: ExampleStore) -> None:
     assert store.count_examples() == 1
 
 
+@pytest.mark.parametrize("kind", ["file", "encrypted", "memory"])
 def test_a_backup_opens_with_all_there_was(store: ExampleStore, key: Key | None, tmp_path: Path) -> None:
     store.admit(make_example("e1"))
     target = tmp_path / "backup.db"
@@ -755,6 +760,7 @@ def test_restoring_twice_is_restoring(tmp_path: Path, key: Key | None) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.db", "store.db"]
 
 
+@pytest.mark.parametrize("kind", ["memory"])
 def test_a_store_in_memory_takes_no_backup_back(store: ExampleStore, tmp_path: Path) -> None:
     store.backup(tmp_path / "copy.db")
     with pytest.raises(ConfigError, match="memory"):
@@ -787,11 +793,18 @@ steps = st.one_of(
 )
 
 
-def fresh_store() -> ExampleStore:
-    store = open_store("sqlite:///:memory:")
+@contextmanager
+def fresh_store(server: Server | None) -> Iterator[ExampleStore]:
+    """In memory, or where there is a server, in a database of it."""
+    place = nullcontext("sqlite:///:memory:") if server is None else server.empty_store()
+    with place as url, closing(open_store(url)) as store:
+        fill_with_examples(store)
+        yield store
+
+
+def fill_with_examples(store: ExampleStore) -> None:
     for i in range(3):
         store.admit(make_example(f"e{i}"))
-    return store
 
 
 def expected_stats(example: str, order: list[str], qualities: dict[str, float], complete: set[str]) -> ExampleStats:
@@ -820,11 +833,21 @@ def expected_stats(example: str, order: list[str], qualities: dict[str, float], 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(steps, max_size=30))
 def test_any_sequence_leaves_the_statistics_of_its_final_values(sequence: list[tuple[object, ...]]) -> None:
+    check_any_sequence(None, sequence)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequence=st.lists(steps, max_size=30))
+def test_any_sequence_does_so_in_postgres(postgres_server: Server, sequence: list[tuple[object, ...]]) -> None:
+    check_any_sequence(postgres_server, sequence)
+
+
+def check_any_sequence(server: Server | None, sequence: list[tuple[object, ...]]) -> None:
     order: list[str] = []
     final: dict[tuple[str, str], float] = {}
     known: set[str] = set()
     complete: set[str] = set()
-    with closing(fresh_store()) as store:
+    with fresh_store(server) as store:
         for kind, number, *rest in sequence:
             exchange = EXCHANGES[int(str(number))]
             id = exchange.request_id

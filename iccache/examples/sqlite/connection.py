@@ -14,27 +14,26 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from iccache import private
 from iccache.errors import StoreError
 from iccache.examples import migrations
 from iccache.examples.database import Database
 from iccache.examples.index import snapshot
+from iccache.examples.sql.connection import Connection, Params, Row
 from iccache.examples.sqlite import driver
 from iccache.examples.sqlite.beside import sync
-from iccache.examples.sqlite.driver import MEMORY, MEMORY_URI, Row, Translated
+from iccache.examples.sqlite.driver import MEMORY, MEMORY_URI, Translated
 from iccache.examples.sqlite.key import Key
 
 CHECKPOINT_TIMEOUT_S = 0.2  # for the checkpoint that follows an erasure: the writer must not stand still for a reader
 CHECKPOINT_EVERY_S = 1.0  # while a long reader, such as a backup, is in its way
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024  # a log that grew beyond this is cut back at the next checkpoint
 
-Params = Sequence[Any] | dict[str, Any]
 _memory_names = itertools.count()
 
 
-class Connection:
+class SqliteConnection(Connection):
     """Belongs to the thread that opened it. Give `path` as MEMORY for what ends with its last connection.
 
     `key`: all that it writes to disk is encrypted with it.
@@ -46,7 +45,7 @@ class Connection:
         self.read_only = read_only
         self._key = None if self._memory else key
         self._depth = 0  # of transactions
-        self._erased = False  # the log may still hold what was deleted
+        self._log_holds_erased = False  # the log may still hold what was deleted
         self._deleted: list[str] = []  # ids of examples; the snapshot of the index may still hold their vectors
         self._next_checkpoint = 0.0  # monotonic; not before, where a long reader was in the way
         with self._translated():
@@ -82,7 +81,7 @@ class Connection:
                 raise
         if self._deleted:
             self._scrub()
-        if self._erased and time.monotonic() >= self._next_checkpoint:
+        if self._log_holds_erased and time.monotonic() >= self._next_checkpoint:
             with suppress(StoreError):  # the log could not be emptied now: a later commit tries again
                 self.checkpoint()
 
@@ -113,22 +112,19 @@ class Connection:
     def _translated(self) -> Translated:
         return Translated(self.path)
 
-    def _rows(self, sql: str, params: Params = ()) -> list[Row]:
+    def _rows(self, sql: str, params: Params = ()) -> Sequence[Row]:
         with self._translated():
             return self._db.execute(sql, params).fetchall()
 
-    def _row(self, sql: str, params: Params = ()) -> Row | None:
-        rows = self._rows(sql, params)
-        return rows[0] if rows else None
-
-    def _number(self, sql: str, params: Params = ()) -> float:
-        """The one number that `sql` selects."""
-        return float(self._rows(sql, params)[0][0])
-
     def _write(self, sql: str, params: Params) -> int:
-        """Returns how many rows it touched. Only inside a transaction."""
         with self._translated():
             return self._db.execute(sql, params).rowcount
+
+    def _note_deleted(self, ids: Sequence[str]) -> None:
+        self._deleted += ids
+
+    def _note_erased(self) -> None:
+        self._log_holds_erased = True
 
     # opening
 
@@ -157,9 +153,9 @@ class Connection:
             raise
         return db
 
-    def _reading(self) -> Connection:
+    def _reading(self) -> SqliteConnection:
         """Another connection, for the thread that calls this."""
-        return Connection(self.path, read_only=True, key=self._key)
+        return SqliteConnection(self.path, read_only=True, key=self._key)
 
     def _copy(self, path: Path) -> driver.Connection:
         """To the file of a copy, under the same key."""
@@ -186,7 +182,7 @@ class Connection:
                 blocked = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {int(driver.BUSY_TIMEOUT_S * 1000)}")
-        self._erased = self._erased and blocked
+        self._log_holds_erased = self._log_holds_erased and blocked
         self._next_checkpoint = time.monotonic() + CHECKPOINT_EVERY_S if blocked else 0.0
         return not blocked
 
@@ -215,7 +211,7 @@ class Savepoint:
     that has another name each time anew, which takes longer than all that is done between.
     """
 
-    def __init__(self, store: Connection) -> None:
+    def __init__(self, store: SqliteConnection) -> None:
         self._store = store
 
     def __enter__(self) -> None:

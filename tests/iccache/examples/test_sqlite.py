@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from iccache.errors import StoreError
-from iccache.examples.sqlite.exchanges import PAGE
+from iccache.examples.sql.exchanges import PAGE
 from iccache.examples.sqlite.store import SqliteStore
 from iccache.examples.store import open_store
 from tests.factories import AT, make_example, make_exchange, make_feedback

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from iccache.examples import standing
-from iccache.examples.sqlite.exchanges import PAGE, Exchanges
-from iccache.examples.sqlite.rows import (
+from iccache.examples.sql.exchanges import PAGE, Exchanges
+from iccache.examples.sql.rows import (
     INSERT_EXAMPLE,
     INSERT_STATS,
     REPLACE_EXAMPLE,
@@ -180,6 +180,7 @@ class Examples(Exchanges):
                     "tokens": tokens,
                     "embedder": embedder,
                     "embedding": blob,
+                    "embedding_bytes": None if blob is None else len(blob),
                     "text_bytes": size_of(old["system"], old["request"], new_answer),
                 },
             )
@@ -210,7 +211,8 @@ class Examples(Exchanges):
             known = self._rows("SELECT subject FROM witnesses WHERE example_id = ?", [id])
             counts = standing.counts(witness.subject, row["subject"], {r["subject"] for r in known})
             self._write(
-                "INSERT OR REPLACE INTO witnesses (example_id, request_id, subject, at) VALUES (?, ?, ?, ?)",
+                "INSERT INTO witnesses (example_id, request_id, subject, at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (example_id, request_id) DO UPDATE SET subject = excluded.subject, at = excluded.at",
                 [id, witness.request_id, witness.subject, witness.at],
             )
             self._write(standing.FORGET_WITNESSES, [id, id, standing.WITNESSES_KEPT])
@@ -242,9 +244,10 @@ class Examples(Exchanges):
             return [row["id"] for row in rows]
 
     def derive(self, id: str, sources: Sequence[str]) -> None:
+        put = "INSERT INTO derivations (derived_id, source_id) VALUES (?, ?) ON CONFLICT DO NOTHING"
         with self.transaction():
             for source in sources:
-                self._write("INSERT OR IGNORE INTO derivations (derived_id, source_id) VALUES (?, ?)", [id, source])
+                self._write(put, [id, source])
 
     def judged_tenants(self) -> list[str]:
         return [row["tenant"] for row in self._rows("SELECT DISTINCT tenant FROM exchanges WHERE quality IS NOT NULL")]
@@ -303,8 +306,9 @@ class Examples(Exchanges):
             )
             for row in rows:
                 self._append(ChangeKind.EXAMPLE, row["id"])
-            self._deleted += [row["id"] for row in rows]
-            self._erased = self._erased or bool(rows)
+            if rows:
+                self._note_deleted([row["id"] for row in rows])
+                self._note_erased()
             return len(rows)
 
     def purge(self, tenant: str, subject: str | None = None, *, dry_run: bool = False) -> dict[str, int]:
@@ -349,6 +353,6 @@ class Examples(Exchanges):
                 [tenant, before, limit],
             )
             if exchanges:
-                self._erased = True
+                self._note_erased()
                 self._count_erasure()
             return len(examples) + exchanges

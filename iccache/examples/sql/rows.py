@@ -11,7 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from iccache.errors import StoreError
-from iccache.examples.sqlite.driver import Row
+from iccache.examples.sql.connection import Row
 from iccache.types import (
     BackendScore,
     Considered,
@@ -74,7 +74,7 @@ UPDATE examples SET
     tokens = coalesce(:tokens, tokens),
     embedder = coalesce(:embedder, embedder),
     embedding = coalesce(:embedding, embedding),
-    embedding_bytes = coalesce(length(:embedding), embedding_bytes)
+    embedding_bytes = coalesce(:embedding_bytes, embedding_bytes)
 WHERE id = :id
 """
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import orjson
 
-from iccache.examples.sqlite.connection import Connection
-from iccache.examples.sqlite.rows import to_json
+from iccache.examples.sql.connection import Connection
+from iccache.examples.sql.rows import to_json
 from iccache.types import Change, ChangeKind
 
 RESTORED_STATE = "restored"  # its cursor is what `restored_at` says
@@ -30,8 +31,8 @@ class Feed(Connection):
         row = self._row("SELECT seq FROM changes WHERE seq > ? AND kind = ? ORDER BY seq LIMIT 1", [since, str(kind)])
         return None if row is None else int(row["seq"])
 
-    def last_change(self) -> int:
-        return int(self._number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'changes'"))
+    @abstractmethod
+    def last_change(self) -> int: ...
 
     def oldest_change(self) -> int:
         oldest = "SELECT coalesce((SELECT min(seq) FROM changes), :next)"
@@ -68,10 +69,7 @@ class Feed(Connection):
         """What was learned from the erased goes with it: kept states now, those in memory when their process looks."""
         count, _ = self.erasures()
         self._write("DELETE FROM states WHERE name IN (SELECT value FROM json_each(?))", [to_json(LEARNED_STATES)])
-        self._write(
-            "INSERT OR REPLACE INTO states (name, cursor, blob) VALUES (?, ?, ?)",
-            [ERASED_STATE, count + 1, orjson.dumps(self._clock())],
-        )
+        self.save_state(ERASED_STATE, count + 1, orjson.dumps(self._clock()))
 
     def erasures(self) -> tuple[int, float]:
         state = self.load_state(ERASED_STATE)

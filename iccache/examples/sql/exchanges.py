@@ -8,8 +8,8 @@ import orjson
 
 from iccache.examples import credit
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
-from iccache.examples.sqlite.feed import Feed
-from iccache.examples.sqlite.rows import (
+from iccache.examples.sql.feed import Feed
+from iccache.examples.sql.rows import (
     EXCHANGE_COLUMNS,
     UPDATE_STATS,
     UPSERT_EXCHANGE,
@@ -24,10 +24,11 @@ PAGE = 1000  # rows read at a time
 DAY_S = 86400.0
 
 DAILY = """
-SELECT date(at, 'unixepoch') AS day, backend, decision, count(*), sum(status >= 400), sum(offloaded),
-    sum(input_tokens), sum(output_tokens), sum(example_tokens), sum(cost_usd), sum(latency_s),
-    count(quality), coalesce(sum(quality), 0.0),
-    sum(offloaded * (input_tokens - example_tokens)), sum(offloaded * output_tokens), sum(offloaded * cost_usd)
+SELECT date(at, 'unixepoch') AS day, backend, decision, count(*), count(*) FILTER (WHERE status >= 400),
+    count(*) FILTER (WHERE offloaded), sum(input_tokens), sum(output_tokens), sum(example_tokens), sum(cost_usd),
+    sum(latency_s), count(quality), coalesce(sum(quality), 0.0),
+    coalesce(sum(input_tokens - example_tokens) FILTER (WHERE offloaded), 0),
+    coalesce(sum(output_tokens) FILTER (WHERE offloaded), 0), coalesce(sum(cost_usd) FILTER (WHERE offloaded), 0.0)
 FROM exchanges WHERE at >= :since AND (:tenant IS NULL OR tenant = :tenant)
 GROUP BY day, backend, decision ORDER BY day, backend, decision
 """
@@ -80,15 +81,12 @@ class Exchanges(Feed):
             )
             if spent + most_nusd > budget_nusd:
                 return None
-            self._write(
-                "INSERT INTO judging (at, request_id, kind, nusd) VALUES (?, ?, ?, ?)",
-                [at, request_id, kind, most_nusd],
-            )
-            return int(self._number("SELECT last_insert_rowid()"))
+            reserve = "INSERT INTO judging (at, request_id, kind, nusd) VALUES (?, ?, ?, ?) RETURNING id"
+            return int(self._number(reserve, [at, request_id, kind, most_nusd]))
 
     def settle_judging(self, number: int, nusd: int) -> None:
         with self.transaction():
-            self._write("UPDATE judging SET nusd = ?, settled = 1 WHERE id = ?", [nusd, number])
+            self._write("UPDATE judging SET nusd = ?, settled = TRUE WHERE id = ?", [nusd, number])
 
     def judged_usd(self, since: float) -> float:
         return self._number("SELECT coalesce(sum(nusd), 0) FROM judging WHERE at >= ?", [since]) / 1e9
@@ -112,8 +110,9 @@ class Exchanges(Feed):
         with self.transaction():
             self._write("DELETE FROM reusable WHERE at < ?", [expired_before])
             self._write(
-                "INSERT OR REPLACE INTO reusable (key, tenant, request_id, at, content_type, body)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO reusable (key, tenant, request_id, at, content_type, body) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET tenant = excluded.tenant, request_id = excluded.request_id,"
+                " at = excluded.at, content_type = excluded.content_type, body = excluded.body",
                 [key, tenant, answer.request_id, answer.at, answer.content_type, answer.body],
             )
 
@@ -148,7 +147,7 @@ class Exchanges(Feed):
     def _count_uses(self, request_id: str) -> None:
         """Add 1 to `uses` of the shown examples when the exchange is complete for the first time."""
         first = self._write(
-            "UPDATE exchanges SET counted = 1 WHERE request_id = ? AND complete AND NOT counted", [request_id]
+            "UPDATE exchanges SET counted = TRUE WHERE request_id = ? AND complete AND NOT counted", [request_id]
         )
         if first:
             self._write(
@@ -192,8 +191,8 @@ class Exchanges(Feed):
         )
         self._write("DELETE FROM reusable WHERE request_id IN (SELECT value FROM json_each(?))", ids)
         self._write("DELETE FROM witnesses WHERE request_id IN (SELECT value FROM json_each(?))", ids)
-        self._erased = self._erased or bool(request_ids)
         if request_ids:
+            self._note_erased()
             self._count_erasure()
 
     def daily(self, since: float, tenant: str | None = None) -> list[Daily]:

@@ -6,8 +6,8 @@ import uuid
 
 from iccache.examples import credit, standing
 from iccache.examples.credit import GOOD_ENOUGH
-from iccache.examples.sqlite.examples import DEMONSTRATION, Examples
-from iccache.examples.sqlite.rows import to_json
+from iccache.examples.sql.examples import DEMONSTRATION, Examples
+from iccache.examples.sql.rows import to_json
 from iccache.types import Agreement, ChangeKind, Example, ExampleStats, Feedback, Hold, Vector
 
 # Where the answer of an exchange came from the record, that answer: it is not handed out again.
@@ -91,7 +91,9 @@ class Opinions(Examples):
         if old is not None and tuple(old) == (feedback.score, demonstration):
             return False
         self._write(
-            "INSERT OR REPLACE INTO feedback (request_id, source, score, at, demonstration) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO feedback (request_id, source, score, at, demonstration) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (request_id, source) DO UPDATE SET score = excluded.score, at = excluded.at,"
+            " demonstration = excluded.demonstration",
             [*feedback, demonstration],
         )
         return True
