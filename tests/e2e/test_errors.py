@@ -451,3 +451,18 @@ async def test_an_expectation_that_nobody_can_meet_is_told_in_shape(w: World, pa
     assert (refused.status, "x-request-id" in refused.headers) == (417, True)
     assert refused.json["error"]["message"] and ("type" in refused.json) is (shape == "anthropic")
     assert (await w.post(path, asked, {"Expect": "100-continue"})).status == 200
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd"])
+async def test_a_coding_that_is_not_understood_is_named_so(
+    w: World, coding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for installed in ("HAS_BROTLI", "HAS_ZSTD"):
+        monkeypatch.setattr(f"aiohttp.http_parser.{installed}", False)
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    async with w.http.post(f"{w.url}/v1/chat/completions", data=b"packed", headers=headers, compress=None) as response:
+        told = await response.json()
+    assert response.status == 415
+    assert response.headers["Accept-Encoding"] == "gzip, deflate"
+    assert "install" not in told["error"]["message"] and "gzip, deflate" in told["error"]["message"]
+    assert response.headers["x-request-id"]
