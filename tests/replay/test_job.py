@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from iccache import config
 from iccache.examples.traits import USUAL_QUALITY
 from iccache.types import ExampleStats
 from replay.calls import Pace
@@ -20,6 +21,7 @@ from replay.prices import NUSD
 from replay.store import Recovery
 from tests.factories import make_example, make_exchange, make_feedback
 from tests.fakes import Script
+from tests.postgres import Server
 from tests.replay.world import (
     BUDGET_USD,
     World,
@@ -487,9 +489,19 @@ async def test_fields_that_a_model_does_not_take_are_renamed_or_left_out(world: 
 
 
 async def test_two_runs_at_once_do_each_example_once_and_share_one_budget(world: World, tmp_path: Path) -> None:
+    await two_runs(world, make_settings(tmp_path, world.upstream.base_url))
+
+
+async def test_two_runs_at_once_share_a_postgresql_as_they_share_a_file(
+    world: World, tmp_path: Path, postgres_server: Server
+) -> None:
+    with postgres_server.database() as url:
+        await two_runs(world, make_settings(tmp_path, world.upstream.base_url, store={"url": url}))
+
+
+async def two_runs(world: World, settings: config.Config) -> None:
     for script in world.upstream.by_model.values():
         script.before_head_s = 0.005
-    settings = make_settings(tmp_path, world.upstream.base_url)
     fill(settings, [bad(n) for n in range(20)])
 
     reports = await asyncio.gather(*(replayed(settings, workers=2) for _ in range(2)))
