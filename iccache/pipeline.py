@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 from iccache import config
 from iccache.backends.fleet import Fleet, Post, Reply, is_stream, status_of
 from iccache.backends.headers import forwardable
+from iccache.backends.wire import Sink
 from iccache.dialects.answer import beginning_of
 from iccache.dialects.dialect import AnswerReader, Dialect
 from iccache.dialects.packed import is_packed, unpacker
@@ -43,6 +44,8 @@ from router.types import Vector as Features
 
 log = logging.getLogger(__name__)
 
+UNREAD_BYTES = 16_384  # of a stream that has gone out; a reading takes less than half a millisecond
+
 
 @dataclass(slots=True)
 class Call:
@@ -58,6 +61,7 @@ class Call:
     arrived: float  # on the pipeline's clock, s
     sent: float | None = None  # when it went upstream, on the same clock
     lost_usd: float = 0.0  # what answers took that broke off
+    out: Sink | None = None  # takes the bytes of a stream in the callback in which they come; None: they are yielded
 
 
 class Tap:
@@ -69,6 +73,8 @@ class Tap:
         self.chunks: list[bytes] | None = [] if whole else None
         self._room = LARGEST_BYTES
         self._answer: Answer | None = None
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
         self.reader.feed(chunk if self.unpacked is None else self.unpacked(chunk))
@@ -81,8 +87,21 @@ class Tap:
                 self.chunks.append(chunk)
         return chunk
 
+    def later(self, chunk: bytes) -> None:
+        """`feed`, of several at once: reading each costs more than passing it on."""
+        self._unread.append(chunk)
+        self._unread_bytes += len(chunk)
+        if self._unread_bytes > UNREAD_BYTES:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        unread, self._unread, self._unread_bytes = b"".join(self._unread), [], 0
+        self.feed(unread)
+
     def answer(self) -> Answer:
         """What has come so far, understood once."""
+        if self._unread:
+            self._catch_up()
         if self._answer is None:
             self._answer = self.reader.answer()
         return self._answer
@@ -90,6 +109,18 @@ class Tap:
     def body(self) -> bytes | None:
         """What was kept; None where that was not asked for, or is too large."""
         return None if self.chunks is None else b"".join(self.chunks)
+
+
+class Tapped:
+    """A sink whose bytes a tap looks at."""
+
+    def __init__(self, tap: Tap, sink: Sink) -> None:
+        self.drained = sink.drained
+        self._later, self._write = tap.later, sink.write
+
+    def write(self, data: bytes) -> bool:
+        self._later(data)
+        return self._write(data)
 
 
 class Head(NamedTuple):
@@ -128,7 +159,8 @@ class Pipeline:
         self.clock = clock
 
     async def answer(self, call: Call) -> AsyncGenerator[Head | bytes]:
-        """A Head, then the answer's bytes as they come. Raises RequestError or BackendError before the Head."""
+        """A Head, then the answer's bytes as they come, but for those of a stream that `call.out` takes. Raises
+        RequestError or BackendError before the Head."""
         ask = self.renamed(self.parse(call))
         async with self.reuse.turn(call.tenant, call.dialect, call.query, call.headers, ask) as turn:
             if turn.known is not None:
@@ -154,10 +186,13 @@ class Pipeline:
                             shared = turn.shared(exchange, content_type, reply.chunks, tap.feed)
                         else:
                             turn.land(None)
-                        async for chunk in shared or reply.chunks:
-                            if shared is None:
-                                tap.feed(chunk)
-                            yield chunk
+                        if shared is None and reply.pour is not None and call.out is not None:
+                            await reply.pour(Tapped(tap, call.out))
+                        else:
+                            async for chunk in shared or reply.chunks:
+                                if shared is None:
+                                    tap.feed(chunk)
+                                yield chunk
                     else:
                         body = b"".join([tap.feed(chunk) async for chunk in reply.chunks])
                         self.account(exchange, ask, plan, tap.answer())

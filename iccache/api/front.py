@@ -273,6 +273,7 @@ class Link(asyncio.Protocol):
         tenant = proxy.gate.tenant(asked.headers)
         proxy.gate.admit(tenant, proxy.learner.spent_today(tenant))
         call = Call(request_id, tenant, asked.dialect, asked.query, asked.headers, body, proxy.wall(), arrived)
+        call.out = self
         pieces = proxy.pipeline.answer(call)
         try:
             head = await anext(pieces)
@@ -293,6 +294,18 @@ class Link(asyncio.Protocol):
             if self._drained is not None:
                 await self._drained
         self._send(b"0\r\n\r\n")
+
+    def write(self, data: bytes) -> bool:
+        """A piece of a stream, straight from the backend's socket. Where the client has left, who sends is about to be
+        cancelled."""
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return self._drained is None
+
+    async def drained(self) -> None:
+        if self._drained is not None:
+            with contextlib.suppress(ConnectionResetError):
+                await self._drained
 
     def _whole(self, status: int, headers: CIMultiDict[str], body: bytes) -> None:
         if status in _NO_BODY:

@@ -14,12 +14,13 @@ from yarl import URL
 
 from iccache import config
 from iccache.backends.headers import for_upstream, readable
-from iccache.backends.wire import Broken, Connection, Origin, Pool
+from iccache.backends.wire import Broken, Connection, Origin, Pool, Sink
 from iccache.errors import BackendError, BackendTimeout, RequestError
 from iccache.types import Reason
 
 Body = bytes | AsyncIterable[bytes] | None
 
+EARLY_S = 0.002  # a timer may ring so much before its time
 STALE_WITHIN_S = 2.0  # a reused connection that breaks later than this had a server at work on the request
 _HEADER_BYTES = 1 << 16
 _VERSION = re.compile(r"/v\d+[a-z0-9]*(/|$)")
@@ -88,6 +89,10 @@ class Source(Protocol):
         """What has come; b"" at the end. Raises TimeoutError at `until` on the loop's clock, and what breaks."""
         ...
 
+    async def pour(self, sink: Sink, idle_s: float, deadline: float) -> None:
+        """The rest into `sink`, as `Connection.pour` does."""
+        ...
+
     def close(self) -> None:
         """Whatever has not come yet is not wanted."""
         ...
@@ -130,6 +135,21 @@ class Upstream:
             except (TimeoutError, Broken, aiohttp.ClientError, OSError) as exc:
                 broken()
                 raise self._translated(exc, late=until >= deadline) from exc
+        ended()
+
+    async def pour(
+        self, sink: Sink, broken: Callable[[], object] = lambda: None, ended: Callable[[], object] = lambda: None
+    ) -> None:
+        """`chunks`, handed to `sink` as they come. Instead of those, or of what is left of them."""
+        first, self._first = self._first, b""
+        if first and not sink.write(first):
+            await sink.drained()
+        try:
+            await self._source.pour(sink, self._backend.idle_timeout_s, self._deadline)
+        except (TimeoutError, Broken, aiohttp.ClientError, OSError) as exc:
+            broken()
+            late = asyncio.get_running_loop().time() >= self._deadline - EARLY_S
+            raise self._translated(exc, late=late) from exc
         ended()
 
     def close(self) -> None:
@@ -344,6 +364,7 @@ class _Pooled:
         self._origin = origin
         self._connection: Connection | None = connection
         self.read = connection.read
+        self.pour = connection.pour
 
     def close(self) -> None:
         if self._connection is not None:
@@ -360,6 +381,12 @@ class _Own:
     async def read(self, until: float) -> bytes:
         async with asyncio.timeout_at(until):
             return await self._response.content.readany()
+
+    async def pour(self, sink: Sink, idle_s: float, deadline: float) -> None:
+        now = asyncio.get_running_loop().time
+        while chunk := await self.read(min(now() + idle_s, deadline)):
+            if not sink.write(chunk):
+                await sink.drained()
 
     def close(self) -> None:
         self._response.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from iccache.backends.circuit import Circuit
 from iccache.backends.client import BackendClient, Upstream
 from iccache.backends.limits import Limits
 from iccache.backends.retry import LONGEST_REST_S, Retries, retry_after_s
+from iccache.backends.wire import Sink
 from iccache.errors import BackendError, BackendTimeout
 from iccache.metrics import Metrics
 from iccache.types import Reason
@@ -71,6 +73,7 @@ class Reply:
     fell_back: Reason | None  # why an earlier choice did not answer
     close: Callable[[], None] = _nothing  # what has not come yet is not wanted
     body: bytes | None = None  # what `chunks` gives, where it is here to its last byte
+    pour: Callable[[Sink], Awaitable[None]] | None = None  # instead of `chunks`, where it is none of it
 
     @property
     def streams(self) -> bool:
@@ -248,8 +251,10 @@ class Fleet:
             self._over(member, upstream)
         else:
             held.take(lambda: self._over(member, upstream))
-            chunks = upstream.chunks(lambda: self._broke(member), member.ended)
+            broke = partial(self._broke, member)
+            chunks = upstream.chunks(broke, member.ended)
             reply = Reply(member.config, upstream.status, upstream.headers, chunks, found.why)
+            reply.pour = partial(upstream.pour, broken=broke, ended=member.ended)
             if not failed and post.whole(reply):
                 try:
                     reply = await _whole(reply, post)
@@ -366,6 +371,7 @@ async def _whole(reply: Reply, post: Post) -> Reply:
     """`reply` to its last byte; as it comes, where it is too large and may be. What has come is told to `post.lost`
     where that fails, or nobody waits any more."""
     pieces: list[bytes] = []
+    reply.pour = None
     room = reply.backend.max_answer_bytes
     try:
         async for chunk in reply.chunks:

@@ -12,7 +12,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import aiohappyeyeballs
 import httptools
@@ -42,8 +42,20 @@ class Broken(Exception):
         self.closed = closed  # the peer closed it, or it broke
 
 
+class Sink(Protocol):
+    """Where a body goes as it comes. Neither raises: where nobody is left to take it, who pours is cancelled."""
+
+    def write(self, data: bytes) -> bool:
+        """Take the next bytes; whether more may come before `drained`."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until more may come."""
+        ...
+
+
 class Connection(asyncio.Protocol):
-    """One connection, one answer at a time: `ask`, `head`, `read` to the end, `leave`."""
+    """One connection, one answer at a time: `ask`, `head`, `read` or `pour` to the end, `leave`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -58,6 +70,8 @@ class Connection(asyncio.Protocol):
         self._timer_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._until = 0.0
+        self._sink: Sink | None = None  # while the body is poured
+        self._most = (0.0, 0.0)  # s between two pieces of it; until when it may go on, on the loop's clock
         self._paused = False
         self._error: Broken | None = None
         self._busy = False
@@ -103,9 +117,7 @@ class Connection(asyncio.Protocol):
         """What has come of the body since the last call; b"" at its end. Raises as `head` does."""
         while True:
             if self._chunks:
-                data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-                self._chunks.clear()
-                self._held = 0
+                data = self._taken()
                 if self._paused:
                     self._resume()
                 return data
@@ -114,6 +126,45 @@ class Connection(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait(until)
+
+    async def pour(self, sink: Sink, idle_s: float, deadline: float) -> None:
+        """Hand over what comes of the body until its end, in the callback in which it comes: no task has to wake up.
+
+        Raises as `read` does; TimeoutError at `deadline`, and where nothing came for `idle_s` though the sink would
+        have taken it.
+        """
+        self._sink, self._most = sink, (idle_s, deadline)
+        try:
+            while True:
+                self._hand_over()
+                if self._paused:
+                    await sink.drained()
+                    self._resume()
+                elif self._ended:
+                    return
+                elif self._error is not None:
+                    raise self._error
+                else:
+                    await self._wait(min(self._loop.time() + idle_s, deadline))
+        finally:
+            self._sink = None
+
+    def _hand_over(self) -> None:
+        """Give the sink what has come."""
+        if not self._chunks or self._sink is None:
+            return
+        idle_s, deadline = self._most
+        until = self._loop.time() + idle_s
+        self._until = until if until < deadline else deadline
+        data = self._taken()
+        if not self._sink.write(data):
+            self._pause()
+
+    def _taken(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        return data
 
     @property
     def reusable(self) -> bool:
@@ -181,6 +232,11 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _pause(self) -> None:
+        self._paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
     def _resume(self) -> None:
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
@@ -206,10 +262,12 @@ class Connection(asyncio.Protocol):
             self._keep = False
         if not self._headed and self._head_bytes > HEAD_BYTES:
             self._error = Broken("its head is too large", closed=False)
-        self._wake()
-        if self._held > HELD_BYTES and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._sink is not None and not self._paused:
+            self._hand_over()
+        if self._held > HELD_BYTES and not self._paused:
+            self._pause()
+        if self._sink is None or self._paused or self._ended or self._error is not None:
+            self._wake()
 
     def eof_received(self) -> bool:
         return False  # close

@@ -15,6 +15,7 @@ from iccache.config import Backend
 from iccache.errors import BackendError, BackendTimeout, RequestError
 from iccache.types import Reason
 from tests.fakes import Script, ScriptedUpstream
+from tests.iccache.backends.sinks import Bucket, body_of
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 PLAIN = {"Content-Type": "application/json"}
@@ -46,10 +47,12 @@ def client(upstream: ScriptedUpstream, session: Session) -> BackendClient:
     return BackendClient(backend(upstream.base_url), None, session)
 
 
-async def read(client: BackendClient, path: str = PATHS[0], body: bytes | None = None) -> tuple[int, bytes]:
+async def read(
+    client: BackendClient, path: str = PATHS[0], body: bytes | None = None, *, poured: bool = False
+) -> tuple[int, bytes]:
     body = asking(path) if body is None else body
     async with client.send("POST", path, headers=PLAIN, body=body) as answer:
-        return answer.status, b"".join([chunk async for chunk in answer.chunks()])
+        return answer.status, await body_of(answer, poured=poured)
 
 
 # ---- bytes
@@ -316,10 +319,10 @@ async def test_no_connection_in_time(session: Session) -> None:
 # ---- clocks
 
 
-async def elapsed(client: BackendClient, *, stream: bool = True) -> tuple[float, BackendTimeout]:
+async def elapsed(client: BackendClient, *, stream: bool = True, poured: bool = False) -> tuple[float, BackendTimeout]:
     began = time.monotonic()
     with pytest.raises(BackendTimeout) as caught:
-        await read(client, body=asking(stream=stream))
+        await read(client, body=asking(stream=stream), poured=poured)
     assert caught.value.reason is Reason.SLOW
     return time.monotonic() - began, caught.value
 
@@ -333,21 +336,23 @@ async def test_first_token_clock(upstream: ScriptedUpstream, session: Session) -
         assert "sent no byte within 0.4 s" in str(error)
 
 
-async def test_idle_clock(upstream: ScriptedUpstream, session: Session) -> None:
+@pytest.mark.parametrize("poured", [False, True])
+async def test_idle_clock(upstream: ScriptedUpstream, session: Session, poured: bool) -> None:
     client = BackendClient(backend(upstream.base_url, idle_timeout_s=0.4, first_token_timeout_s=5), None, session)
     upstream.script = Script(fault="hang_midway")
-    took, error = await elapsed(client)
+    took, error = await elapsed(client, poured=poured)
     assert 0.36 <= took <= 0.7
     assert "silent for 0.4 s" in str(error)
     upstream.script = Script(between_s=0.2)  # longer than the clock in all, never silent for so long
-    assert (await read(client, body=asking(stream=True)))[0] == 200
+    assert (await read(client, body=asking(stream=True), poured=poured))[0] == 200
 
 
-async def test_total_clock(upstream: ScriptedUpstream, session: Session) -> None:
+@pytest.mark.parametrize("poured", [False, True])
+async def test_total_clock(upstream: ScriptedUpstream, session: Session, poured: bool) -> None:
     client = BackendClient(backend(upstream.base_url, timeout_s=0.5, idle_timeout_s=5), None, session)
     for script in (Script(between_s=0.1, repeat=10), Script(before_head_s=2), Script(fault="hang_midway")):
         upstream.script = script
-        took, error = await elapsed(client)
+        took, error = await elapsed(client, poured=poured)
         assert 0.45 <= took <= 0.8
         assert "within 0.5 s" in str(error)
 
@@ -369,20 +374,27 @@ async def test_the_readers_slowness_is_not_the_upstreams(upstream: ScriptedUpstr
     async with client.send("POST", PATHS[0], headers=PLAIN, body=asking(stream=True)) as answer:
         async for _ in answer.chunks():
             await asyncio.sleep(0.3)
+    async with client.send("POST", PATHS[0], headers=PLAIN, body=asking(stream=True)) as answer:
+        await answer.pour(Bucket(room=1, slow_s=0.3))
 
 
 # ---- failures after the first byte
 
 
 @pytest.mark.parametrize("fault", ["reset_midway", "truncate"])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_break_midway(client: BackendClient, upstream: ScriptedUpstream, fault: Any, stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "poured"), [(False, False), (True, False), (True, True)])
+async def test_a_break_midway(
+    client: BackendClient, upstream: ScriptedUpstream, fault: Any, stream: bool, poured: bool
+) -> None:
     upstream.script = Script(fault=fault, between_s=0.01)
-    came = b""
+    bucket = Bucket()
     with pytest.raises(BackendError) as caught:
         async with client.send("POST", PATHS[0], headers=PLAIN, body=asking(stream=stream)) as answer:
+            if poured:
+                await answer.pour(bucket)
             async for chunk in answer.chunks():
-                came += chunk
+                bucket.write(chunk)
+    came = b"".join(bucket.pieces)
     assert caught.value.reason is Reason.RESET
     assert not isinstance(caught.value, BackendTimeout)
     assert not caught.value.stale

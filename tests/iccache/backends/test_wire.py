@@ -13,6 +13,7 @@ from iccache.backends.wire import HEAD_BYTES
 from iccache.config import Backend
 from iccache.errors import BackendError
 from iccache.types import Reason
+from tests.iccache.backends.sinks import Bucket, body_of
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LENGTH = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -58,11 +59,12 @@ async def asking(raw: Raw) -> AsyncIterator[tuple[BackendClient, Session]]:
     server.close()
 
 
-async def read(client: BackendClient) -> tuple[int, bytes]:
+async def read(client: BackendClient, *, poured: bool = False) -> tuple[int, bytes]:
     async with client.send("POST", "/v1/chat/completions", headers={}, body=b"{}") as answer:
-        return answer.status, b"".join([chunk async for chunk in answer.chunks()])
+        return answer.status, await body_of(answer, poured=poured)
 
 
+@pytest.mark.parametrize("poured", [False, True])
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize(
     ("answer", "close", "kept"),
@@ -78,11 +80,11 @@ async def read(client: BackendClient) -> tuple[int, bytes]:
         (LENGTH + b"junk", False, False),
     ],
 )
-async def test_framing(answer: bytes, close: bool, kept: bool, step: int) -> None:
+async def test_framing(answer: bytes, close: bool, kept: bool, step: int, poured: bool) -> None:
     raw = Raw(answer, close=close, step=step)
     async with asking(raw) as (client, session):
         for _ in range(3):
-            assert await read(client) == (200, b"hello")
+            assert await read(client, poured=poured) == (200, b"hello")
             await asyncio.sleep(0.01)
         assert session.in_use == 0
     assert len(raw.heads) == 3
@@ -99,6 +101,7 @@ async def test_trailers_are_no_headers() -> None:
         assert [chunk async for chunk in answer.chunks()]
 
 
+@pytest.mark.parametrize("poured", [False, True])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -106,13 +109,15 @@ async def test_trailers_are_no_headers() -> None:
         OK + b"Transfer-Encoding: chunked\r\n\r\nnot a size\r\n",
         OK + b"X-Long: " + b"x" * (HEAD_BYTES + 1),
         OK + b"Content-Length: 7\r\n\r\n",  # and then the end
+        OK + b"Content-Length: 7\r\n\r\nhello",  # in the middle
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nno size\r\n",
         b"\r\n\r\n\r\n",
     ],
 )
-async def test_what_is_no_answer(answer: bytes) -> None:
+async def test_what_is_no_answer(answer: bytes, poured: bool) -> None:
     async with asking(Raw(answer, close=True)) as (client, session):
         with pytest.raises(BackendError) as caught:
-            await read(client)
+            await read(client, poured=poured)
         assert caught.value.reason is Reason.RESET
         assert session.in_use == 0
 
@@ -134,6 +139,27 @@ async def test_many_headers_and_a_large_one_come_whole() -> None:
     ):
         assert answer.headers["X-199"] == "v" * 300
         assert len(answer.headers) == 201
+
+
+@pytest.mark.parametrize("room", [1, 3])
+async def test_a_sink_that_is_full_holds_up_the_sender(room: int) -> None:
+    """What it does not take stays in the socket, and nothing is lost."""
+    raw = Raw(OK + b"Content-Length: 4000000\r\n\r\n" + bytes(range(250)) * 16_000)
+    bucket = Bucket(room, slow_s=0.001)
+    async with asking(raw) as (client, session):
+        async with client.send("POST", "/v1/x", headers={}, body=b"{}") as answer:
+            pouring = asyncio.create_task(answer.pour(bucket))
+            await asyncio.sleep(0)
+            while not pouring.done():
+                before = len(bucket.pieces)
+                if bucket.full:
+                    assert len(bucket.pieces) <= bucket.full * room + room, "it was given more than it had room for"
+                await asyncio.wait([pouring], timeout=0.001)
+                assert pouring.done() or len(bucket.pieces) >= before
+            await pouring
+        assert b"".join(bucket.pieces) == bytes(range(250)) * 16_000
+        assert session.in_use == 0
+    assert bucket.full >= 5
 
 
 # ---- names
