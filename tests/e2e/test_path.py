@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -130,6 +132,28 @@ async def test_a_client_that_leaves_stops_the_upstream(w: World) -> None:
     await w.until(_now(lambda: w.large.requests[0].left), bool, seconds=1)
     await asyncio.sleep(0.1)
     assert await w.examples() == 0
+
+
+async def test_a_client_that_does_not_read_holds_up_its_own_upstream_alone(w: World) -> None:
+    """What it does not take stays with the sender; once it reads, all of it comes, in order and whole."""
+    w.large.script.answer, w.large.script.repeat = "x" * 30_000, 1_500  # 45 MB, far more than sockets hold
+    body = json.dumps({"model": "large", "stream": True, "messages": [{"role": "user", "content": "At length"}]})
+    url = urlsplit(w.url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=1 << 14)
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    received = await w.until(_now(lambda: w.large.requests[0].sent), lambda n: n > 100)
+    await asyncio.sleep(0.5)
+    held = w.large.requests[0].sent
+    assert received <= held < 1_000
+    assert (await w.get("/healthz")).status == 200
+    text = bytearray()
+    while size := int(await reader.readline(), 16):
+        text += (await reader.readexactly(size + 2))[:-2]
+    writer.close()
+    assert w.large.requests[0].sent > 1_500
+    assert text.count(b"x" * 30_000) == 1_500 and b"[DONE]" in text[-100:]
 
 
 def _now(look):  # type: ignore[no-untyped-def]
