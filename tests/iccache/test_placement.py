@@ -164,12 +164,16 @@ def test_the_backend_that_answered_the_turn_before_is_known(dialect: Dialect) ->
 
 
 def test_old_conversations_are_forgotten() -> None:
-    warm = Warm(kept=2)
-    asks = [CHAT.read(orjson.dumps({"model": "m", "messages": [{"role": U, "content": str(i)}]})) for i in range(3)]
+    warm = Warm(kept=4)
+    asks = [CHAT.read(orjson.dumps({"model": "m", "messages": [{"role": U, "content": str(i)}]})) for i in range(5)]
+    messages = [[{"role": U, "content": str(i)}, {"role": A, "content": "yes"}, *say(U)] for i in range(5)]
+    known = []
     for asked in asks:
         warm.remember("t", asked, answered("small", "yes"))
-    messages = [[{"role": U, "content": str(i)}, {"role": A, "content": "yes"}, *say(U)] for i in range(3)]
-    assert [warm.backend("t", ask(CHAT, m)) for m in messages] == [None, "small", "small"]
+        known.append("".join(str(i) for i, m in enumerate(messages) if warm.backend("t", ask(CHAT, m))))
+    assert known == ["0", "01", "012", "23", "234"]
+    warm.remember("t", asks[2], answered("large", "yes"))
+    assert warm.backend("t", ask(CHAT, messages[2])) == "large"
 
 
 # ---- what a request costs
