@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from iccache.errors import ConfigError
-from iccache.postgres_url import is_postgres, unfit
+from iccache.postgres_url import NO_KEY, is_postgres, unfit
 
 ENV_PREFIX = "ICCACHE_"
 DEFAULT_FILE = Path("iccache.toml")
@@ -692,7 +692,7 @@ def _mistakes_of_store(store: Store) -> Iterator[str]:
         if problem := unfit(store.url):
             yield f"store.url: {problem}"
         if store.key_env is not None:
-            yield "store.key_env: is for SQLite files; encrypt the disk of the PostgreSQL server instead"
+            yield NO_KEY
     elif not store.url.startswith("sqlite:///"):
         yield f"store.url: is neither sqlite:///FILE nor postgresql://HOST/DATABASE (here: {store.url!r})"
 

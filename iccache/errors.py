@@ -47,6 +47,11 @@ class BackendError(IccacheError):
         self.lasting = lasting  # it would do the same again
         self.should_retry = True  # False: the client is not to try again either
 
+    @property
+    def unbilled(self) -> bool:
+        """Whether the backend surely took nothing for it: it was never asked, or sent the request elsewhere."""
+        return self.reason in (Reason.CONNECT, Reason.REDIRECT)
+
 
 class BackendTimeout(BackendError):
     """A backend was too slow at connecting, at its first byte, or between two bytes."""

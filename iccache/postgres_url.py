@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 SCHEMES = ("postgresql", "postgres")
+NO_KEY = "store.key_env: is for SQLite files; encrypt the disk of the PostgreSQL server instead"
 
 
 def is_postgres(url: str) -> bool:

@@ -35,7 +35,6 @@ LONGEST_PAUSE_S = 30.0
 RETRIABLE = frozenset({408, 429})  # and every 5xx
 ITS_FAULT = frozenset({400, 413, 422})  # of this one question; another may be answered
 PERHAPS_BILLED = frozenset({408, 502, 504})
-NOT_BILLED = (Reason.CONNECT, Reason.REDIRECT)
 KEPT_ERROR_CHARS = 200
 KEPT_ERROR_BYTES = 1 << 16
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None}  # of a field that a model refuses
@@ -150,7 +149,7 @@ class Caller:
         try:
             answer = await _post(model, prompt)
         except BackendError as exc:
-            if exc.reason in NOT_BILLED:
+            if exc.unbilled:
                 self.ledger.free(call)
             raise
         except Refused as exc:

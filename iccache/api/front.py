@@ -48,6 +48,7 @@ _NOT_TAKEN = ("Transfer-Encoding", "Content-Encoding", "Expect", "Upgrade", "Tra
 _POST = b"POST /"
 _LENGTH = re.compile(r"[0-9]{1,9}")
 _NO_BODY = frozenset({204, 304})
+_PIECE, _LAST_PIECE = b"%x\r\n%b\r\n", b"0\r\n\r\n"  # of a body in chunks
 _DIALECTS: Mapping[bytes, Dialect] = {
     path.encode(): dialect for full, dialect in DIALECTS.items() for path in (full, full.removeprefix("/v1"))
 }
@@ -272,8 +273,9 @@ class Link(asyncio.Protocol):
         await proxy.turns.room()
         tenant = proxy.gate.tenant(asked.headers)
         proxy.gate.admit(tenant, proxy.learner.spent_today(tenant))
-        call = Call(request_id, tenant, asked.dialect, asked.query, asked.headers, body, proxy.wall(), arrived)
-        call.out = self
+        call = Call(
+            request_id, tenant, asked.dialect, asked.query, asked.headers, body, proxy.wall(), arrived, out=self
+        )
         pieces = proxy.pipeline.answer(call)
         try:
             head = await anext(pieces)
@@ -290,16 +292,16 @@ class Link(asyncio.Protocol):
         self._streams = True
         async for piece in pieces:
             if piece and isinstance(piece, bytes):
-                self._send(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self._send(_PIECE % (len(piece), piece))
             if self._drained is not None:
                 await self._drained
-        self._send(b"0\r\n\r\n")
+        self._send(_LAST_PIECE)
 
     def write(self, data: bytes) -> bool:
         """A piece of a stream, straight from the backend's socket. Where the client has left, who sends is about to be
         cancelled."""
         if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._transport.write(_PIECE % (len(data), data))
         return self._drained is None
 
     async def drained(self) -> None:
@@ -343,7 +345,7 @@ class Link(asyncio.Protocol):
                 self._refuse(asked, request_id, error)
             elif self._streams:
                 event = asked.dialect.error_event(error)
-                self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+                self._send(_PIECE % (len(event), event) + _LAST_PIECE)
 
     def _after(self) -> None:
         """What comes after an answer: the next request, which may be here already."""

@@ -145,10 +145,10 @@ async def _forwarded(
             raise ConnectionResetError(str(exc)) from exc  # cut off, so that the client sees that something is missing
         await response.write(CHAT.error_event(broken_stream(exc)))
     finally:
-        usage = meter.usage() or Usage(0, 0)
-        if meter.usage() is None and reply.status < 400:
-            usage = estimated(path, parcel.body, meter.said, tokens)
-        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, usage)
+        said = meter.usage()
+        if said is None:
+            said = Usage(0, 0) if reply.status >= 400 else estimated(path, parcel.body, meter.said, tokens)
+        proxy.learner.count_passed(tenant, reply.backend, decision, reply.status, said)
     await response.write_eof()
     return response
 

@@ -393,7 +393,7 @@ def shown(url: str) -> str:
 def refuse_key(key: Key | None) -> None:
     """Raises ConfigError where a store in PostgreSQL has a key."""
     if key is not None:
-        raise ConfigError("store.key_env: is for SQLite files; encrypt the disk of the PostgreSQL server instead")
+        raise ConfigError(postgres_url.NO_KEY)
 
 
 def _name(url: str) -> str:

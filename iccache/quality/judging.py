@@ -37,7 +37,7 @@ from iccache.price import NUSD, most_nusd, nusd
 from iccache.quality.duel import is_close, pair
 from iccache.quality.kinds import KIND, kind_of
 from iccache.select import Select
-from iccache.types import Answer, Ask, DecisionKind, Exchange, Feedback, Reason, Usage
+from iccache.types import Answer, Ask, DecisionKind, Exchange, Feedback, Usage
 
 log = logging.getLogger(__name__)
 
@@ -285,9 +285,8 @@ class Judging:
         await self.learner.access.write(lambda store: store.settle_judging(number, cost))
 
     async def _unanswered(self, number: int, exc: BackendError) -> None:
-        """Without a connection, or sent elsewhere, nothing was billed. Else it may have been: what was set aside
-        stays."""
-        if exc.reason in (Reason.CONNECT, Reason.REDIRECT):
+        """What may have been billed stays set aside."""
+        if exc.unbilled:
             await self._settle(number, 0)
 
 
