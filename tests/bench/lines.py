@@ -13,11 +13,10 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,8 +58,8 @@ class Sampler:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.lines: Counter[str] = Counter()
-        self.stages: Counter[str] = Counter()
+        self.lines: dict[str, float] = defaultdict(float)
+        self.stages: dict[str, float] = defaultdict(float)
         self.on = False
         self._thread = self._last = self._process = 0.0
 
@@ -97,8 +96,8 @@ class Sampler:
             frame = frame.f_back
         if line.endswith("run_worker"):
             line = ""
-        self.lines[line or "the loop"] += took  # type: ignore[assignment]
-        self.stages[stage or "the loop"] += took  # type: ignore[assignment]
+        self.lines[line or "the loop"] += took
+        self.stages[stage or "the loop"] += took
 
 
 def serve(out: Path, file: str) -> None:
@@ -121,7 +120,7 @@ def sampled(folder: Path, path: str, seconds: float) -> tuple[dict[str, Any], in
         *(sys.executable, "-W", "ignore", "-m", "tests.bench.lines"),
         *("--serve", str(folder / "full.toml"), "--out", str(out)),
     ]
-    contestant = run.Contestant("iccache", proxy)
+    contestant = run.Contestant("iccache", proxy, **PATHS[path])
     try:
         upstream.start(folder / "upstream.log")
         run.fill(folder / "full.db", run.EXAMPLES)
@@ -130,10 +129,9 @@ def sampled(folder: Path, path: str, seconds: float) -> tuple[dict[str, Any], in
         with run.loads([contestant]) as made:
             load = made["iccache"]
             wait_for(folder / "full.db.vectors")  # the index is clustered
-            asked(load, PATHS[path], connections=4, seconds=WARM_S)
+            run.ask(contestant, load, phase="closed", connections=4, seconds=WARM_S)
             proxy.process.send_signal(signal.SIGUSR1)
-            answered = asked(load, PATHS[path], connections=32, seconds=seconds)
-            run.settle(proxy)
+            answered = run.ask(contestant, load, phase="closed", connections=32, seconds=seconds)["answered"]
             proxy.process.send_signal(signal.SIGUSR1)
         wait_for(out)
         return json.loads(out.read_text()), answered
@@ -146,15 +144,6 @@ def wait_for(file: Path) -> None:
     until = time.monotonic() + run.READY_WITHIN_S
     while not file.exists() and time.monotonic() < until:
         time.sleep(0.1)
-
-
-def asked(load: subprocess.Popen[str], how: dict[str, Any], **phase: Any) -> int:
-    """Requests answered in one phase."""
-    assert load.stdin is not None and load.stdout is not None
-    common = {"phase": "closed", "headers": {}, "prompts": 0, "topics": run.TOPICS, "path": "/v1/chat/completions"}
-    load.stdin.write(json.dumps(common | how | phase) + "\n")
-    load.stdin.flush()
-    return int(json.loads(load.stdout.readline())["answered"])
 
 
 def main() -> None:

@@ -157,19 +157,8 @@ FULL = Size(rounds=4, low=60, seconds=3.0, streams=16, chunked=96)
 
 
 def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> dict[str, Any]:
-    common = {
-        "model": contestant.model, "headers": contestant.headers, "prompts": contestant.prompts, "topics": TOPICS,
-        "path": contestant.path,
-    }  # fmt: skip
-
     def run(**phase: Any) -> dict[str, Any]:
-        assert load.stdin is not None and load.stdout is not None
-        before = contestant.server.cpu_s()
-        load.stdin.write(json.dumps(common | phase) + "\n")
-        load.stdin.flush()
-        said: dict[str, Any] = json.loads(load.stdout.readline())
-        settle(contestant.server)
-        return said | {"cpu_s": contestant.server.cpu_s() - before}
+        return ask(contestant, load, **phase)
 
     run(phase="closed", connections=4, seconds=0.5)  # to get warm
     if contestant.prompts:
@@ -197,17 +186,23 @@ def measure(contestant: Contestant, load: subprocess.Popen[str], size: Size) -> 
 
 def cpu_ms(contestant: Contestant, load: subprocess.Popen[str], seconds: float) -> float:
     """CPU time per request at 32 connections, of one short phase."""
-    phase = {
+    said = ask(contestant, load, phase="closed", connections=32, seconds=seconds)
+    return float(1000 * said["cpu_s"] / max(said["answered"], 1))
+
+
+def ask(contestant: Contestant, load: subprocess.Popen[str], **phase: Any) -> dict[str, Any]:
+    """One phase: what the load says of it, and `cpu_s` of the contestant until it is idle again."""
+    common = {
         "model": contestant.model, "headers": contestant.headers, "prompts": contestant.prompts, "topics": TOPICS,
-        "path": contestant.path, "phase": "closed", "connections": 32, "seconds": seconds,
+        "path": contestant.path,
     }  # fmt: skip
     assert load.stdin is not None and load.stdout is not None
     before = contestant.server.cpu_s()
-    load.stdin.write(json.dumps(phase) + "\n")
+    load.stdin.write(json.dumps(common | phase) + "\n")
     load.stdin.flush()
     said: dict[str, Any] = json.loads(load.stdout.readline())
     settle(contestant.server)
-    return 1000 * (contestant.server.cpu_s() - before) / max(said["answered"], 1)
+    return said | {"cpu_s": contestant.server.cpu_s() - before}
 
 
 def settle(server: Server, quiet_s: float = 0.2, most_s: float = 10) -> None:
