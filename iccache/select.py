@@ -34,6 +34,7 @@ from router.types import ExampleSignals, Signals
 COUNTED_CHARS = 500_000  # longer prompts fit no student, and counting them would hold up everybody else
 CHARS_PER_TOKEN = 4
 COMPARED = 4  # nearest examples that a new one is compared with
+TRIES = 8  # to look for examples in the loop, before they are looked for in the thread
 RANKINGS_KEPT = 4  # of one text: asked under several system prompts, say
 REPLY_TOKENS = 512  # kept free in a student's window where the client does not say how long the answer may be
 
@@ -138,8 +139,9 @@ class Select:
         return retriever
 
     def apply(self, changes: Sequence[Change], store: ExampleReader) -> None:
-        """Follow the store, in the thread that owns the index: what was deleted is shown no more."""
-        self.retriever.apply(changes)
+        """Follow the store's examples, in the thread that owns the index: what was deleted is shown no more."""
+        usable = self.retriever.apply(changes)
+        self.recalls.follow({change.key for change in changes}, usable)
         self.shared.apply(changes, store)
 
     def use_prior(self, prior: Prior) -> None:
@@ -156,6 +158,7 @@ class Select:
     def learn(self, exchange: Exchange, ways: Ways | None = None) -> None:
         """An exchange was scored, or its score changed. In the thread that owns the index."""
         self.retriever.at_hand.forget_exchange(exchange.request_id, exchange.shown)
+        self.recalls.drop([exchange.request_id, *exchange.shown])
         taken, ways = exchange.extra.get("way"), ways or self.ways
         if taken is None or exchange.quality is None or not exchange.task:
             return
@@ -209,27 +212,28 @@ class Select:
 
     async def _recalled_here(self, job: Job, started: float) -> Recalled | None:
         """What is nearest, looked for without changing threads but to read what is not at hand; else None: where that
-        would take long, or the store has changed meanwhile."""
-        query, state = Query(job.tenant, job.ask.task, self._wanted(job)), self.recalls.state
-        begun = self._begun(query)
-        if begun is None and self.retriever.is_quick(query):
-            await self.thread.run(_nothing, alone=False)  # then it has done what it was at; more would keep it busy
-            await self.turns.room(begun=True)
-            begun = self._begun(query)
-        if begun is None:
+        would take long, or the thread was at work or the store has changed each time."""
+        query = Query(job.tenant, job.ask.task, self._wanted(job))
+        if not self.retriever.is_quick(query):
             return None
-        missing = begun.missing
-        read: Mapping[str, Example] = {}
-        if missing:
-            read = await self._read(missing)
-            await self.turns.room(begun=True)
-        if self.recalls.state != state:
-            return None
-        recalled = self.retriever.end(begun, read, job.now)
-        if recalled is not None:
-            self.recalls.put(state, query, recalled)
-            self.metrics.stage_seconds.labels("recall").observe(self.clock() - started)
-        return recalled
+        for _ in range(TRIES):
+            state, begun = self.recalls.state, self._begun(query)
+            if begun is None:  # a batch of such requests would hold the interpreter, and make the next ones wait too
+                await self.thread.run(_nothing, alone=False)
+                await self.turns.room(begun=True)
+                continue
+            missing = begun.missing
+            read: Mapping[str, Example] = {}
+            if missing:
+                read = await self._read(missing)
+                await self.turns.room(begun=True)
+            if self.recalls.state == state:
+                recalled = self.retriever.end(begun, read, job.now)
+                if recalled is not None:
+                    self.recalls.put(state, query, recalled)
+                    self.metrics.stage_seconds.labels("recall").observe(self.clock() - started)
+                return recalled
+        return None
 
     async def _read(self, ids: Sequence[str]) -> Mapping[str, Example]:
         """Examples from the store. What is asked for while a reading is under way is read together, as the next."""
@@ -254,8 +258,12 @@ class Select:
         finally:
             self.thread.busy.release()
 
+    def learned(self) -> None:
+        """The weights that ranking goes by have taken something in."""
+        self.revision += 1
+
     def changed(self) -> None:
-        """The store has changed: what was recalled before may not be what is nearest, or may be gone."""
+        """The store is another one: what was recalled before may not be what is nearest, or may be gone."""
         self.recalls.forget()
 
     def current(self) -> None:

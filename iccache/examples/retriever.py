@@ -98,10 +98,13 @@ class Retriever:
         elif self.catalogue.is_worn() or not self._is_of_newest():
             self.snapshots.start()
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """Follow the store: index what was added or replaced, forget what was deleted."""
+    def apply(self, changes: Sequence[Change]) -> list[Example]:
+        """Follow the store: index what was added or replaced, forget what was deleted. Returns those of the changed
+        examples that may be recalled now.
+        """
         self.at_hand.forget(change.key for change in changes)
-        apply(self.catalogue, [change for change in changes if change.seq > self.loaded_at], self.store)
+        present = apply(self.catalogue, [change for change in changes if change.seq > self.loaded_at], self.store)
+        return [example for example in present if example.held is None and self.catalogue.comparable(example)]
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         """(n, dim), unit rows."""

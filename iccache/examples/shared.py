@@ -175,7 +175,7 @@ class SharedSets:
         for name, examples in self._sets.items():
             if any(e.id in changed for e in examples):
                 self._sets[name] = _usable(store.examples([e.id for e in examples]), name[0])
-        self.revision += 1
+                self.revision += 1
 
     def of(self, tenant: str, application: int, embedding: Vector) -> tuple[Example, ...]:
         """The set of the kind that a request (dim,) under a system prompt is of, in the order to be shown; empty where

@@ -213,7 +213,8 @@ class Snapshots:
         gone: list[str] = []
         while changes := source.changes(catalogue.cursor, CHANGES_AT_ONCE):
             self.go_on()
-            gone += apply(catalogue, changes, source)
+            present = {example.id for example in apply(catalogue, changes, source)}
+            gone += [c.key for c in changes if c.kind is ChangeKind.EXAMPLE and c.key not in present]
         if gone:
             scrub(self.path, gone)
 
@@ -279,8 +280,8 @@ class InMemory(Snapshots):
             self._memory = None
 
 
-def apply(catalogue: Catalogue, changes: Sequence[Change], source: Source) -> list[str]:
-    """Bring a catalogue up to date with `changes`; returns the ids of those of their examples that are gone."""
+def apply(catalogue: Catalogue, changes: Sequence[Change], source: Source) -> list[Example]:
+    """Bring a catalogue up to date with `changes`; returns those of their examples that exist."""
     if changes:
         catalogue.cursor = max(catalogue.cursor, changes[-1].seq)
     ids = list(dict.fromkeys(change.key for change in changes if change.kind is ChangeKind.EXAMPLE))
@@ -288,8 +289,7 @@ def apply(catalogue: Catalogue, changes: Sequence[Change], source: Source) -> li
         return []
     present = source.examples(ids)
     catalogue.follow(ids, present)
-    held = {example.id for example in present}
-    return [id for id in ids if id not in held]
+    return present
 
 
 def fits(about: About, source: Source) -> bool:

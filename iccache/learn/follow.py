@@ -62,6 +62,7 @@ class News(NamedTuple):
 
     cursor: int  # of the last change it includes
     outcomes: Sequence[Outcome]
+    anew: bool = False  # changes were missed: the index was loaded again
     begin: Learned | None = None  # forget what was learned: what to go on from
 
 
@@ -140,12 +141,14 @@ class Follower:
         async with self.following:
             while True:
                 news = await self.access.select.thread.run(lambda: self._read_changes(self.cursor))
-                if news.cursor != self.cursor or news.begin is not None:
+                if news.anew:
                     self.access.select.changed()
                 if news.begin is not None:
                     self._restore(news.begin)
                 for outcome in news.outcomes:
                     self._learn(outcome)
+                if news.outcomes:
+                    self.access.select.learned()
                 if news.cursor == self.cursor:
                     self.access.select.current()
                     break
@@ -222,11 +225,11 @@ class Follower:
         self.access.select.retriever.load()
         self.indexed = newest
         if cursor >= restored:
-            return News(newest, [])
+            return News(newest, [], anew=True)
         log.warning("the store was restored from a backup: beginning anew with what it holds")
         if kept is None or kept[0] < restored:
-            return News(oldest - 1, [], self.unlearned)
-        return News(max(kept[0], oldest - 1), [], kept[1])
+            return News(oldest - 1, [], anew=True, begin=self.unlearned)
+        return News(max(kept[0], oldest - 1), [], anew=True, begin=kept[1])
 
     def _restore(self, learned: Learned) -> None:
         try:

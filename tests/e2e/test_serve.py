@@ -140,11 +140,11 @@ async def test_the_follower_outlives_a_fault(tmp_path: Path, monkeypatch: pytest
     async with world(tmp_path) as w:
         apply, faults = w.proxy.select.retriever.apply, []
 
-        def broken(changes: Any) -> None:
+        def broken(changes: Any) -> Any:
             if not faults:
                 faults.append(changes)
                 raise ValueError("a fault of ours")
-            apply(changes)
+            return apply(changes)
 
         monkeypatch.setattr(w.proxy.select.retriever, "apply", broken)
         await w.ask("What is the capital of France?", "large")

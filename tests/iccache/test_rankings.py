@@ -23,7 +23,7 @@ from iccache.examples.utility import NAMES as COLUMNS
 from iccache.examples.utility import LearnedUtility
 from iccache.examples.ways import NAMES, NOTHING_KNOWN, WAYS, Prior, Shown, Way, Ways, features
 from iccache.select import RANKINGS_KEPT, Choice, Job, Select
-from iccache.types import Form, Query, Recalled
+from iccache.types import ExampleStats, Form, Query, Recalled
 from tests.e2e.world import World, world
 from tests.factories import make_example
 
@@ -88,7 +88,7 @@ def take_over(w: World, select: Select) -> None:
 
 
 def threshold(w: World, select: Select) -> None:
-    select.use_threshold(0.45)
+    select.use_threshold(0.5)
 
 
 def prior(w: World, select: Select) -> None:
@@ -101,7 +101,12 @@ def settings(w: World, select: Select) -> None:
     select.use(now, Selector(select.selector.utility, fewer), select.tokenizers)
 
 
-LESSONS = [learn, share, take_over, threshold, prior, settings]
+def judged(w: World, select: Select) -> None:
+    select.selector.utility.partial_fit(np.zeros((1, len(COLUMNS))), [0.0])
+    select.learned()
+
+
+LESSONS = [learn, share, take_over, threshold, prior, settings, judged]
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda f: f.__name__)
@@ -109,7 +114,7 @@ async def test_what_was_learned_or_set_meanwhile_counts_at_once(
     tmp_path: Path, lesson: Callable[[World, Select], None]
 ) -> None:
     async with world(tmp_path) as w:
-        await filled(w)
+        await filled(w, stats=ExampleStats(uses=3, credit=3, credited_quality=2))
         select, asked = w.proxy.select, job(w)
         recalled = await select.thread.run(lambda: select.retriever.recall([_query(asked, select)], asked.now)[0])
         assert select._choices(asked, recalled) is not select._choices(asked, recalled)  # only what comes again is kept
@@ -162,6 +167,48 @@ async def test_a_deleted_example_is_shown_no_more(tmp_path: Path) -> None:
         await w.proxy.learner.delete_examples(["e0"])
         assert select.at_once(asked) is None
         assert "e0" not in {m.example.id for m in (await select(asked)).considered["small"]}
+
+
+async def test_another_example_leaves_what_it_has_no_part_in(tmp_path: Path) -> None:
+    async with world(tmp_path, selection={"recall_k": 2}) as w:
+        await filled(w)
+        select, asked, other = w.proxy.select, job(w), job(w, "what is the colour of a lemon")
+        for each in (asked, other):
+            await select(each)
+        await w.proxy.learner.access.write(
+            lambda store: store.admit(
+                make_example(
+                    "nearer", tenant="default", at=w.proxy.wall(), request="what is the colour of a sour lemon",
+                    embedder=select.retriever.embedder.identity,
+                    embedding=select.retriever.embedder.embed(["what is the colour of a sour lemon"])[0],
+                )
+            )
+        )  # fmt: skip
+        await w.proxy.learner.catch_up()
+        assert select.at_once(asked) is not None
+        assert select.at_once(other) is None
+        await select(other)
+        assert "nearer" in {e.id for e, _ in select.recalls.get(*_query(other, select)).nearest}
+
+
+async def test_a_verdict_counts_for_all_that_it_is_about(tmp_path: Path) -> None:
+    """The examples that were shown, and what was ranked for others by what is now known."""
+    async with world(tmp_path, selection={"recall_k": 1, "exploration": 0}) as w:
+        await filled(w)
+        select, asked, other = w.proxy.select, job(w), job(w, "what is the colour of a lemon")
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "what is the colour of grass"}]
+        answered = await w.ask("", "small-model", messages=messages)
+        assert answered.header("examples") != "0"
+        for each in (asked, other, asked, other):
+            await select(each)
+        kept = select.recalls.get(*_query(other, select))
+        before = select._choices(other, kept)
+        assert select._choices(other, kept) is before
+        await w.feedback(answered.id, score=0.0)
+        await w.proxy.learner.catch_up()
+        assert select.at_once(asked) is None
+        assert select.recalls.get(*_query(other, select)) is kept
+        assert select._choices(other, kept) is not before
 
 
 def _query(asked: Job, select: Select) -> Any:
