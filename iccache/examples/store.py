@@ -58,6 +58,9 @@ class ExampleStore(Protocol):
         one never replaces a complete one. The first complete record adds 1 to `uses` of the shown examples, once.
         """
 
+    def record_all(self, exchanges: Sequence[Exchange]) -> None:
+        """`record` each, in their order; in few statements, of which each may wait for the interpreter. All or none."""
+
     def exchange(self, request_id: str) -> Exchange | None:
         """The exchange with its quality so far; None when it is unknown. Of any tenant: the caller compares."""
 

@@ -109,7 +109,7 @@ class Recorder:
 
     async def _record(self, batch: Sequence[Ended]) -> None:
         try:
-            outcomes = await self.access.write(lambda store: [self._attempted(store, ended) for ended in batch])
+            outcomes = await self.access.write(lambda store: self._recorded(store, batch))
         except StoreError as exc:
             outcomes = [exc for _ in batch]
         safe: list[tuple[Exchange, Ask, Answer]] = []
@@ -144,17 +144,21 @@ class Recorder:
             early = self.redacted(exchange)
             await self.access.write(lambda store: store.record(early))
 
-    def _attempted(self, store: ExampleStore, ended: Ended) -> Written | Exception:
-        """What was recorded, or why nothing could be; the others of its batch do not mind."""
+    def _recorded(self, store: ExampleStore, batch: Sequence[Ended]) -> Sequence[Written | Exception]:
+        """What was recorded of each, or why nothing could be. Together, and where that fails, each for itself: the
+        others of its batch do not mind."""
         try:
-            with store.transaction():
-                return self._redacted_and_recorded(store, ended.exchange, ended.keeping)
-        except Exception as exc:  # handed on, whatever it is
-            return exc
+            return self._together(store, batch)
+        except Exception as exc:
+            return [exc] if len(batch) == 1 else [one for ended in batch for one in self._recorded(store, [ended])]
 
-    def _redacted_and_recorded(self, store: ExampleStore, exchange: Exchange, keeping: Keeping | None) -> Written:
-        safe = self.redacted(exchange)
-        store.record(safe)
+    def _together(self, store: ExampleStore, batch: Sequence[Ended]) -> Sequence[Written]:
+        with store.transaction():
+            safe = [self.redacted(ended.exchange) for ended in batch]
+            store.record_all(safe)
+            return [self._kept(store, e.exchange, s, e.keeping) for e, s in zip(batch, safe, strict=True)]
+
+    def _kept(self, store: ExampleStore, exchange: Exchange, safe: Exchange, keeping: Keeping | None) -> Written:
         if keeping is None or not self._may_come_again(exchange, safe, keeping.answer):
             return Written(safe, None)
         since = exchange.at - self.in_force.directory.settings.cache.reuse_ttl_s

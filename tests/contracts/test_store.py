@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,60 @@ def test_uses_are_counted_once_and_only_for_complete_answers(store: ExampleStore
     store.record(make_exchange(shown=("e1", "gone")))
     assert stats_of(store, "e1").uses == 1
     assert stats_of(store, "e2").uses == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_recorded_together_are_as_recorded_one_by_one(store: ExampleStore, seed: int) -> None:
+    """Some are known, some come twice, some are incomplete; one has feedback already; examples are shown more often."""
+    draw = np.random.default_rng(seed)
+    for side in "ab":
+        for i in range(4):
+            store.admit(make_example(f"{side}e{i}"))
+    plan: list[tuple[int, bool, list[int]]] = []
+    for _ in range([1, 3, 40, 150, 70, 129][seed]):
+        shown = draw.choice(4, int(draw.integers(0, 4)), replace=False).tolist()
+        plan.append((int(draw.integers(0, 120)), bool(draw.random() < 0.8), [*shown, *shown[:1]]))
+    first = plan[: len(plan) // 3]
+
+    def exchanges(side: str, of: list[tuple[int, bool, list[int]]], answer: str) -> list[Exchange]:
+        return [
+            make_exchange(
+                f"{side}{number:03}", complete=complete, task="q", answer=f"{answer} {i}", features=np.array([0.5, i]),
+                shown=tuple(f"{side}e{e}" for e in shown),
+            )
+            for i, (number, complete, shown) in enumerate(of)
+        ]  # fmt: skip
+
+    for side in "ab":
+        for exchange in exchanges(side, first, "early"):
+            store.record(exchange)
+        if first:
+            store.add_feedback(make_feedback(f"{side}{first[0][0]:03}", 0.25), tenant="t")
+    for exchange in exchanges("a", plan, "later"):
+        store.record(exchange)
+    store.record_all(exchanges("b", plan, "later"))
+    store.record_all([])
+
+    def told(side: str) -> list[Any]:
+        found = [e for e in store.exchanges(0) if e.request_id.startswith(side)]
+        stats = [stats_of(store, f"{side}e{i}") for i in range(4)]
+        rows = [
+            dataclasses.replace(
+                e, features=e.features.tolist(), request_id=e.request_id[1:], shown=tuple(s[1:] for s in e.shown)
+            )
+            for e in found
+        ]
+        return [rows, stats]
+
+    assert told("b") == told("a")
+    assert len({number for number, _, _ in plan}) == len(told("a")[0])
+
+
+def test_of_many_recorded_together_all_are_or_none(store: ExampleStore) -> None:
+    broken = make_exchange("broken", extra={"no": object()})
+    with pytest.raises(StoreError):
+        store.record_all([*(make_exchange(f"r{i}") for i in range(70)), broken])
+    assert list(store.exchanges(0)) == []
 
 
 def test_exchanges_are_listed_by_time_and_tenant(store: ExampleStore) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -14,6 +15,7 @@ from iccache.examples.sql.rows import (
     UPDATE_STATS,
     UPSERT_EXCHANGE,
     exchange_row,
+    inserted_together,
     to_exchange,
     to_json,
     to_stats,
@@ -51,6 +53,29 @@ class Exchanges(Feed):
                 after = self._outcome(exchange.request_id)
                 assert after is not None
                 self._credit(exchange.request_id, before, after)
+
+    def record_all(self, exchanges: Sequence[Exchange]) -> None:
+        with self.transaction():
+            there = self._rows(
+                "SELECT request_id FROM exchanges WHERE request_id IN (SELECT value FROM json_each(?))",
+                [to_json([exchange.request_id for exchange in exchanges])],
+            )
+            known = {str(row[0]) for row in there}
+            new: list[Exchange] = []
+            others: list[Exchange] = []
+            for exchange in exchanges:
+                (others if exchange.request_id in known else new).append(exchange)
+                known.add(exchange.request_id)
+            for statement, values in inserted_together(new):
+                self._write(statement, values)
+            uses = Counter(id for exchange in new if exchange.complete for id in set(exchange.shown))
+            for count in sorted(set(uses.values())):
+                self._write(
+                    "UPDATE example_stats SET uses = uses + ? WHERE example_id IN (SELECT value FROM json_each(?))",
+                    [count, to_json([id for id, used in uses.items() if used == count])],
+                )
+            for exchange in others:
+                self.record(exchange)
 
     def exchange(self, request_id: str) -> Exchange | None:
         row = self._row("SELECT * FROM exchanges WHERE request_id = ?", [request_id])

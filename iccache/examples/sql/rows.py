@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,12 @@ UPSERT_EXCHANGE = (
     f"INSERT INTO exchanges ({_names(EXCHANGE_COLUMNS)}) VALUES ({', '.join('?' * len(EXCHANGE_COLUMNS))})"  # noqa: S608
     f" ON CONFLICT (request_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in EXCHANGE_COLUMNS[1:])}"
 )
+INSERTED_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # exchanges: few statements, so that each is prepared once
+INSERT_EXCHANGES = {
+    count: f"INSERT INTO exchanges ({_names(EXCHANGE_COLUMNS)}, counted) VALUES "  # noqa: S608
+    + ", ".join([f"({', '.join('?' * (len(EXCHANGE_COLUMNS) + 1))})"] * count)
+    for count in INSERTED_AT_ONCE
+}
 INSERT_EXAMPLE = f"INSERT INTO examples ({_names(EXAMPLE_COLUMNS)}) VALUES ({_values(EXAMPLE_COLUMNS)})"  # noqa: S608
 REPLACE_EXAMPLE = f"UPDATE examples SET {_assignments(EXAMPLE_COLUMNS[1:])} WHERE id = :id"  # noqa: S608
 INSERT_STATS = (
@@ -77,6 +83,19 @@ UPDATE examples SET
     embedding_bytes = coalesce(:embedding_bytes, embedding_bytes)
 WHERE id = :id
 """
+
+
+def inserted_together(exchanges: Sequence[Exchange]) -> Iterator[tuple[str, list[Any]]]:
+    """Statements that insert exchanges of which none is there, as counted where they are complete; and their values."""
+    at = 0
+    while at < len(exchanges):
+        count = next(count for count in INSERTED_AT_ONCE if count <= len(exchanges) - at)
+        values: list[Any] = []
+        for exchange in exchanges[at : at + count]:
+            values += map(exchange_row(exchange).__getitem__, EXCHANGE_COLUMNS)
+            values.append(exchange.complete)
+        yield INSERT_EXCHANGES[count], values
+        at += count
 
 
 def exchange_row(exchange: Exchange) -> dict[str, Any]:
