@@ -76,6 +76,7 @@ class Proxy:
         self.wall = wall
         self.rng = np.random.default_rng(seed)
         self.metrics = Metrics()
+        self.requests = 0  # that came so far
         self.open_requests = 0
         self.draining = False
         self.loaded = False
@@ -84,6 +85,7 @@ class Proxy:
         self.policies: dict[str, Policy] = {}
         self.warm = Warm()
         self.turns = Turns()
+        self.loop_lag = LoopLag(self._looked)
         self.verdicts: Counter[Verdict] = Counter()
         self.asking: asyncio.Task[None] | None = None
         self._reachable_until = 0.0
@@ -135,8 +137,6 @@ class Proxy:
         )
         self.pipeline = self._pipeline()
         await self.learner.start()
-        self.loop_lag = LoopLag(self._looked)
-        self.loop_lag.start()
         self.following = asyncio.create_task(self.learner.follow(), name="follow the store")
         self._ask_engines()
         self.loaded = True

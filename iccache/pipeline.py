@@ -150,6 +150,7 @@ class Pipeline:
         self.settings = directory.settings
         self.fleet = fleet
         self.select = select
+        self.turns = select.turns
         self.router = router
         self.learner = learner
         self.reuse = reuse
@@ -174,6 +175,7 @@ class Pipeline:
                 return
             plan = await self.decide(call, ask)
             async with self.fleet.send(self.compose(call, ask, plan), plan.order) as reply:
+                await self.turns.room(begun=True)  # answers may come together
                 exchange, streams = self.begin(call, ask, plan, reply), reply.streams
                 content_type, packed = reply.headers.get("Content-Type", ""), is_packed(reply.headers)
                 whole = turn.key is not None and not packed  # what is kept is kept without its coding
@@ -188,6 +190,7 @@ class Pipeline:
                             turn.land(None)
                         if shared is None and reply.pour is not None and call.out is not None:
                             await reply.pour(Tapped(tap, call.out))
+                            await self.turns.room(begun=True)
                         else:
                             async for chunk in shared or reply.chunks:
                                 if shared is None:

@@ -243,6 +243,7 @@ class Link(asyncio.Protocol):
     async def _serve(self, asked: Asked, body: bytes) -> None:
         """Answer it, whatever happens, and take the next."""
         proxy, request_id = self.front.proxy, f"req_{os.urandom(16).hex()}"
+        proxy.requests += 1
         proxy.open_requests += 1
         self._begun = self._streams = False
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from iccache.api.front import Front
 from iccache.api.server import make_app
 from iccache.api.unreadable import Handler
 from iccache.assemble import Proxy, refuse_fixed, with_keys
+from iccache.collector import Collector
 from iccache.errors import ConfigError, IccacheError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ KEEPALIVE_S = 75.0
 LINGERING_S = 2.0  # for the rest of a body that nobody reads
 LAST_WORD_S = 1.0  # for handlers that are cut off at the end of the drain
 RESPAWN_AFTER_S = 1.0
-COLLECT_AFTER = (20_000, 20, 20)  # objects more than were freed; collections of the young; of the middle-aged
+SWITCH_S = 0.001  # that the loop waits for the interpreter, each time another thread is at work
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 UNFORESEEN = 70  # a worker's exit code
 
@@ -88,6 +88,7 @@ def run_worker(
     Linear algebra has one thread: the matrices are small, and threads that wait for one another on busy cores make of
     3 ms half a second, in which nobody is answered.
     """
+    sys.setswitchinterval(SWITCH_S)
     try:
         import uvloop  # noqa: PLC0415 - not there on every platform
     except ImportError:
@@ -115,10 +116,10 @@ async def _worker(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     if lifeline is not None:
         loop.add_reader(lifeline, _left_alone, lifeline, stop)
-    async with serving(proxy, listener):
+    collector = Collector(lambda: proxy.requests, lambda: proxy.open_requests)
+    async with serving(proxy, listener, loaded=collector.start):
         if early.is_set():
             reload(proxy, path)
-        _calm_collector()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _asked_to_stop, stop)
         announce()
@@ -135,8 +136,11 @@ async def serving(
     keepalive_s: float = KEEPALIVE_S,
     lingering_s: float = LINGERING_S,
     last_word_s: float = LAST_WORD_S,
+    loaded: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[None]:
-    """Start the proxy and take connections at `listener`, which listens; stop both in the end."""
+    """Start the proxy and take connections at `listener`, which listens; stop both in the end. `loaded` is called when
+    everything is there and nobody is served yet.
+    """
     ways: dict[str, Any] = {"access_log": None, "keepalive_timeout": keepalive_s, "lingering_time": lingering_s}
     runner = web.AppRunner(
         make_app(proxy), handler_cancellation=True, shutdown_timeout=last_word_s, handle_signals=False, **ways
@@ -145,6 +149,8 @@ async def serving(
     try:
         general, loop = runner.server, asyncio.get_running_loop()
         assert general is not None
+        loaded()
+        proxy.loop_lag.start()
         front = Front(proxy, lambda: Handler(general, loop=loop, **ways), keepalive_s=keepalive_s)
         server = await loop.create_server(front, sock=listener, backlog=BACKLOG)
         try:
@@ -154,13 +160,6 @@ async def serving(
             await front.stop(last_word_s)
     finally:
         await runner.cleanup()
-
-
-def _calm_collector() -> None:
-    """What is there by now stays: the collector need not look at it again, nor after every seven hundred objects."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _not_begun(number: int) -> None:

@@ -119,6 +119,7 @@ async def send(request: web.Request, head: Head, pieces: AsyncIterator[Head | by
 async def errors_in_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give every request an id, and every error the shape that its client reads."""
     request[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+    request.app[PROXY].requests += 1
     request.app[PROXY].open_requests += 1
     try:
         response = await handler(request)

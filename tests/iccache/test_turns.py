@@ -25,9 +25,9 @@ class World:
         self.turn += 1
         asyncio.get_running_loop().call_soon(self._next)
 
-    async def work(self, name: str, *, begun: bool = False) -> None:
+    async def work(self, name: str, *, begun: bool = False, takes_s: float = TAKES_S) -> None:
         await self.turns.room(begun=begun)
-        self.now += TAKES_S
+        self.now += takes_s
         self.done.append((name, self.turn))
 
     def names(self) -> list[str]:
@@ -40,6 +40,20 @@ async def test_a_turn_has_so_much_work_and_all_of_it_is_done_in_order() -> None:
     assert world.names() == [str(i) for i in range(100)]
     most = max(Counter(turn for _, turn in world.done).values())
     assert 2 <= most <= 3, "5 ms have room for a third of 2 ms that begins in time"
+
+
+async def test_a_turn_is_full_when_it_is_full_whatever_was_expected() -> None:
+    """Many that take next to nothing, as prompts do that are known, and then dear ones."""
+    world = World()
+    await asyncio.gather(*(world.work(f"cheap {i}", takes_s=0.0001) for i in range(500)))
+    dear = [world.work(f"dear {i}") for i in range(50)]
+    mixed = [world.work(f"mixed {i}", takes_s=TAKES_S if i % 7 == 0 else 0.0001) for i in range(70)]
+    await asyncio.gather(*dear, *mixed)
+    assert world.names()[500:] == [f"dear {i}" for i in range(50)] + [f"mixed {i}" for i in range(70)]
+    took: Counter[int] = Counter()
+    for name, turn in world.done:
+        took[turn] += 20 if name.startswith("dear") or (name.startswith("mixed") and int(name[6:]) % 7 == 0) else 1
+    assert max(took.values()) <= 50 + 20  # tenths of a millisecond: a full turn, and what begins just in time
 
 
 async def test_without_it_all_is_done_in_one_turn() -> None:
