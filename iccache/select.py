@@ -181,10 +181,10 @@ class Select:
         """(n, dim), unit rows."""
         return await self.thread.run(lambda: self.retriever.embed(texts))
 
-    async def near(self, texts: Sequence[tuple[str, str]], now: float) -> list[Recalled]:
-        """For each (tenant, text) its embedding and the few nearest examples: what new ones are compared with."""
-        queries = [Query(tenant, text, COMPARED) for tenant, text in texts]
-        return await self.thread.run(lambda: self.retriever.recall(queries, now))
+    def near(self, texts: Sequence[tuple[str, str]], now: float) -> list[Recalled]:
+        """For each (tenant, text) its embedding and the few nearest examples: what new ones are compared with. In the
+        thread that owns the index."""
+        return self.retriever.recall([Query(tenant, text, COMPARED) for tenant, text in texts], now)
 
     async def __call__(self, job: Job) -> Selected:
         started = self.clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -22,8 +23,10 @@ class Background:
         task.add_done_callback(self.tasks.discard)
 
     async def drain(self, seconds: float) -> None:
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=seconds)
+        """What they start meanwhile included."""
+        until = time.monotonic() + seconds
+        while self.tasks and (left := until - time.monotonic()) > 0:
+            await asyncio.wait(self.tasks, timeout=left)
 
     async def _logged(self, work: Coroutine[Any, Any, None], name: str) -> None:
         try:

@@ -2,7 +2,8 @@
 
 The store is the truth: what this process knows, it has read back from the store's changes, as every other process does.
 
-    record.py      exchanges into the store, the fit ones into examples
+    record.py      exchanges into the store
+    admit.py       the fit ones into examples
     verdicts.py    feedback, made durable
     witness.py     what can be seen without being told: failed checks, questions asked again
     watch.py       whether there are any

@@ -1,26 +1,24 @@
-"""Exchanges into the store, redacted, and those that are fit for it into examples."""
+"""Exchanges into the store, redacted."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
 from iccache.errors import StoreError
-from iccache.examples.admission import admissible, to_example, twin_of
 from iccache.examples.store import ExampleStore
 from iccache.learn.access import Access, InForce
+from iccache.learn.admit import Admission, Recorded
 from iccache.learn.background import Background
 from iccache.learn.counting import Counting
-from iccache.types import Answer, Ask, Example, Exchange, Hold, Keeping, Kept
+from iccache.types import Answer, Ask, Exchange, Keeping, Kept
 
 log = logging.getLogger(__name__)
 
-TWINS = 4  # examples in quarantine that a new one is compared with
 TICK_S = 0.05  # what ends within it is written together
 AT_ONCE = 256  # exchanges in one transaction
 MOST_CHARS = 65_536  # kept of a text, four times as many of a system prompt; no example may be as long
@@ -62,7 +60,7 @@ class Recorder:
         self.access = access
         self.counting = counting
         self.background = background
-        self.news = news
+        self.admission = Admission(in_force, access, counting, background, news, self.behind)
         self._ended: list[Ended] = []  # not yet given to the writer
         self._writing = False
         self._hurry = asyncio.Event()
@@ -89,9 +87,10 @@ class Recorder:
         """Everything that ends within a tick goes to the writer together, and is one transaction there."""
         try:
             while self._ended:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._hurry.wait()
+                if not self.behind():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(TICK_S):
+                            await self._hurry.wait()
                 self._hurry.clear()
                 batch, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
                 try:
@@ -112,7 +111,7 @@ class Recorder:
             outcomes = await self.access.write(lambda store: self._recorded(store, batch))
         except StoreError as exc:
             outcomes = [exc for _ in batch]
-        safe: list[tuple[Exchange, Ask, Answer]] = []
+        safe: list[Recorded] = []
         for ended, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._let_go(ended, outcome)
@@ -120,8 +119,8 @@ class Recorder:
             if ended.keeping is not None:
                 ended.keeping.told(outcome.again)
             if ended.answer is not None:
-                safe.append((outcome.exchange, ended.ask, ended.answer))
-        await self._admit(safe)
+                safe.append(Recorded(outcome.exchange, ended.ask, ended.answer))
+        self.admission.consider(safe)
 
     def _let_go(self, ended: Ended, why: Exception | None) -> None:
         """It is not recorded, and counted as that. `why` None: the store is full. Those who wait for the answer get it
@@ -135,6 +134,10 @@ class Recorder:
         if keeping is not None:
             safe = self._may_come_again(exchange, self.redacted(exchange), keeping.answer)
             keeping.told(keeping.answer if safe else None)
+
+    def behind(self) -> bool:
+        """Whether more wait to be written than one transaction takes."""
+        return len(self._ended) > AT_ONCE
 
     async def make_durable(self, request_id: str) -> None:
         """Record an exchange that is still being answered, so that feedback on it has something to stand on. Raises
@@ -186,58 +189,3 @@ class Recorder:
     def _is_clean(self, body: bytes) -> bool:
         text = body.decode("utf-8", "replace")
         return self.in_force.redactor.redact(text) == text
-
-    async def _admit(self, recorded: Sequence[tuple[Exchange, Ask, Answer]]) -> None:
-        """Those that may become examples do, together."""
-        fit = [exchange for exchange, ask, answer in recorded if self._is_fit(exchange, ask, answer)]
-        if not fit:
-            return
-        select, directory = self.access.select, self.in_force.directory
-        recalled = await select.near([(exchange.tenant, exchange.task) for exchange in fit], fit[-1].at)
-        examples = [
-            to_example(
-                exchange,
-                found.embedding,
-                id=f"ex_{uuid.uuid4().hex}",
-                embedder=select.retriever.embedder.identity,
-                tokens=select.count_pair(exchange.task, exchange.answer),
-                held=Hold.QUARANTINE if directory.quarantines(exchange.tenant) else None,
-            )
-            for exchange, found in zip(fit, recalled, strict=True)
-        ]
-        limit = directory.settings.cache.merge_similarity
-        entering = [(example, found.nearest) for example, found in zip(examples, recalled, strict=True)]
-        try:
-            await self.access.write(lambda store: _enter_all(store, entering, limit))
-        except StoreError as exc:
-            for exchange in fit:
-                self.counting.dropped(exc, exchange.request_id)
-        self.news()
-
-    def _is_fit(self, exchange: Exchange, ask: Ask, answer: Answer) -> bool:
-        directory = self.in_force.directory
-        cache = directory.settings.cache
-        refusal = admissible(exchange, ask, answer, directory.teachers, cache.admit, cache.screen)
-        if refusal is not None:
-            log.debug("%s does not become an example: %s", exchange.request_id, refusal)
-        return refusal is None
-
-
-def _enter(store: ExampleStore, example: Example, nearest: Sequence[tuple[Example, float]], limit: float) -> None:
-    """Add an example, or let it confirm one that says the same already: one that is shown, else one in quarantine."""
-    twin = twin_of(example, nearest, limit)
-    if twin is None and example.held is not None:
-        held = store.held_near(example.tenant, example.embedding, example.embedder, TWINS)
-        similarity = dict(held)
-        twin = twin_of(example, [(e, similarity[e.id]) for e in store.examples(list(similarity))], limit)
-    if twin is not None and store.examples([twin.id]):
-        store.confirm(twin.id, example)
-    else:
-        store.admit(example)
-
-
-def _enter_all(
-    store: ExampleStore, entering: Sequence[tuple[Example, Sequence[tuple[Example, float]]]], limit: float
-) -> None:
-    for example, nearest in entering:
-        _enter(store, example, nearest, limit)

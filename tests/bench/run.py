@@ -150,7 +150,7 @@ class Size:
 
 FEW, MANY = 5, 85  # chunks of a stream; what 80 more of them cost is what chunks cost
 QUICK = Size(rounds=2, low=20, seconds=1.5, streams=8, chunked=32)
-FULL = Size(rounds=4, low=60, seconds=3.0, streams=16, chunked=96)
+FULL = Size(rounds=4, low=200, seconds=3.0, streams=16, chunked=96)
 
 
 # ---- one round
@@ -357,9 +357,9 @@ def table(found: Sequence[Contestant]) -> str:
     yard = middle(minimal, "cpu_ms")
     yard_chunk = middle(minimal, "chunk_us")
     rows = [
-        "| contestant | CPU ms per request | x minimal | added p50 / p95 / p99, ms | requests/s at 32 / 128 "
+        "| contestant | CPU ms per request | x minimal | added p50 / p95 / p99, ms | p99/p50 | requests/s at 32 / 128 "
         "| added time to first chunk, ms | added ms per chunk | CPU us per chunk | x minimal | start, s | RSS, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         own = one.server.process is not None
@@ -369,6 +369,7 @@ def table(found: Sequence[Contestant]) -> str:
             f"{middle(one, 'cpu_ms'):.2f}" if own else "-",
             f"{middle(one, 'cpu_ms') / yard:.1f}" if own and yard else "-",
             " / ".join(f"{added(one, direct, 'low_ms', q):.2f}" for q in (0.5, 0.95, 0.99)) if own else "-",
+            f"{spread(one):.1f}" if own else "-",
             f"{middle(one, 'per_s'):.0f} / {middle(one, 'per_s_128'):.0f}",
             f"{added(one, direct, 'first_ms', 0.5):.2f}" if own else "-",
             f"{added(one, direct, 'delay_ms', 0.5):.2f}" if own else "-",
@@ -412,6 +413,12 @@ def added(one: Contestant, direct: Contestant, figure: str, q: float) -> float:
     """The quantile over `direct`'s in the same round; the median of the rounds."""
     pairs = zip(one.rounds, direct.rounds, strict=True)
     return statistics.median(quantile(a[figure], q) - quantile(b[figure], q) for a, b in pairs)
+
+
+def spread(one: Contestant) -> float:
+    """p99/p50 of the latency itself, over all rounds."""
+    low = [ms for r in one.rounds for ms in r["low_ms"]]
+    return quantile(low, 0.99) / quantile(low, 0.5)
 
 
 def quantile(values: Sequence[float], q: float) -> float:
