@@ -66,7 +66,7 @@ class Admission:
         """Have those that may become examples do so soon. Returns at once."""
         room = MOST_WAITING - len(self._waiting)
         for left_out in recorded[room:]:
-            self.counting.dropped(StoreError(f"{MOST_WAITING} wait to become examples"), left_out.exchange.request_id)
+            self.counting.crowded_out(left_out.exchange.request_id)
         self._waiting += recorded[:room]
         if self._waiting and not self._at_work:
             self._at_work = True

@@ -90,12 +90,20 @@ class Counting:
     def dropped(self, exc: Exception, request_id: str) -> None:
         """Told of once a second at most: a full disk drops every exchange, and may be the log's own."""
         self.metrics.dropped.labels("store").inc()
+        self._say(f"{request_id} is not recorded: {exc}")
+
+    def crowded_out(self, request_id: str) -> None:
+        """An exchange that was recorded, and becomes no example because too many wait for that already."""
+        self.metrics.dropped.labels("busy").inc()
+        self._say(f"{request_id} does not become an example: too many wait for that already")
+
+    def _say(self, what: str) -> None:
         now = self.clock()
         if now - self._said_at < SAID_EVERY_S:
             self._unsaid += 1
             return
         others = f" (and {self._unsaid} before it)" if self._unsaid else ""
-        log.error("%s is not recorded: %s%s", request_id, exc, others)
+        log.error("%s%s", what, others)
         self._said_at, self._unsaid = now, 0
 
     def lost(self, count: int) -> None:

@@ -11,8 +11,8 @@ from iccache.learn import admit
 from tests.e2e.world import World, world
 
 
-def dropped(w: World) -> float:
-    return float(w.proxy.metrics.dropped.labels("store")._value.get())
+def dropped(w: World, cause: str = "busy") -> float:
+    return float(w.proxy.metrics.dropped.labels(cause)._value.get())
 
 
 async def taught(w: World, count: int) -> None:
@@ -37,7 +37,7 @@ async def test_records_come_first_and_what_waits_is_bounded(tmp_path: Path, monk
         admission.behind = lambda: True
         await taught(w, 8)
         assert await w.examples() == 0
-        assert dropped(w) == 3
+        assert dropped(w) == 3 and dropped(w, "store") == 0
         admission.behind = lambda: False
         await w.until(w.examples, lambda n: n == 5)
 
