@@ -60,7 +60,7 @@ port = %(port)d
 [store]
 url = "sqlite:///%(store)s"
 [cache]
-admit = "none"
+admit = "%(admit)s"
 [[backends]]
 name = "small"
 model = "small-model"
@@ -269,8 +269,8 @@ def free_port() -> int:
 # ---- contestants
 
 
-def contestants(folder: Path, upstream: int, more: str = "") -> list[Contestant]:
-    """`more`: further lines of iccache's configuration."""
+def contestants(folder: Path, upstream: int, more: str = "", admit: str = "none") -> list[Contestant]:
+    """`more`: further lines of iccache's configuration; `admit`: whose answers become examples."""
     python = [sys.executable, "-W", "ignore"]
     direct = Contestant("direct", Server("direct", upstream, []))
     port = free_port()
@@ -283,8 +283,8 @@ def contestants(folder: Path, upstream: int, more: str = "") -> list[Contestant]
         (folder / "nginx.conf").write_text(NGINX % {"folder": folder, "port": port, "upstream": upstream})
         nginx = Server("nginx", port, ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)], "")
         found.append(Contestant("nginx", nginx))
-    empty = iccache(folder, "empty", upstream, python, more)
-    full = iccache(folder, "full", upstream, python, more)
+    empty = iccache(folder, "empty", upstream, python, more, admit=admit)
+    full = iccache(folder, "full", upstream, python, more, admit=admit)
     plain = {"x-iccache-store": "no", "x-iccache-examples": "0"}
     found += [
         Contestant("iccache pinned, unrecorded", empty, headers=plain),
@@ -314,10 +314,14 @@ def others(folder: Path, upstream: int) -> list[Contestant]:
     return found
 
 
-def iccache(folder: Path, name: str, upstream: int, python: list[str], more: str, workers: int = 1) -> Server:
+def iccache(
+    folder: Path, name: str, upstream: int, python: list[str], more: str, workers: int = 1, admit: str = "none"
+) -> Server:
     port = free_port()
     file = folder / f"{name}.toml"
-    file.write_text(more + CONFIG % {"port": port, "store": folder / f"{name}.db", "upstream": upstream})
+    file.write_text(
+        more + CONFIG % {"port": port, "store": folder / f"{name}.db", "upstream": upstream, "admit": admit}
+    )
     command = [*python, "-m", "iccache", "serve", "--config", str(file), "--workers", str(workers)]
     return Server(f"iccache ({name})", port, command)
 
@@ -453,6 +457,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="how often everyone has a turn; 0: two or four")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="in the full cache")
     parser.add_argument("--embedder", default="", help="embedder.backend, where it is not to be the default")
+    parser.add_argument("--admit", default="none", help="cache.admit: teacher, or none")
     parser.add_argument("--no-peers", action="store_true", help="without other gateways, which take long to install")
     parser.add_argument("--picture", type=Path, help="also draw the CPU time per request there, as SVG")
     parser.add_argument("--json", type=Path, help="also write every round there")
@@ -472,7 +477,9 @@ def bench(folder: Path, given: argparse.Namespace, size: Size) -> int:
         "upstream", port := free_port(), [sys.executable, "-m", "tests.bench.mock_upstream", str(port)], ""
     )
     more = "" if not given.embedder else f'[embedder]\nbackend = "{given.embedder}"\n'
-    found = contestants(folder, port, more) + ([] if given.quick or given.no_peers else others(folder, port))
+    found = contestants(folder, port, more, given.admit) + (
+        [] if given.quick or given.no_peers else others(folder, port)
+    )
     kept = tuple(filter(None, given.only.split(";")))
     found = found[:2] + [c for c in found[2:] if not kept or c.name.startswith(kept)]
     servers = list({id(c.server): c.server for c in found[1:]}.values())

@@ -316,3 +316,18 @@ def test_a_part_that_fails_is_undone_alone_however_deep(tmp_path: Path) -> None:
                 store.record(make_exchange(request_id="inner"))
         kept = [store.exchange(id) is not None for id in ("outer", "undone", "undone too", "inner")]
         assert kept == [True, False, False, True]
+
+
+def test_many_records_take_few_statements(tmp_path: Path) -> None:
+    """Each lets the interpreter go, and its thread waits to get it back: with some for every exchange, records fall
+    behind where the event loop is busy all the time.
+    """
+    with closing(SqliteStore(tmp_path / "cache.db")) as store:
+        for i in range(3):
+            store.admit(make_example(f"e{i}"))
+        said: list[str] = []
+        store._db.conn.set_trace_callback(said.append)
+        store.record_all([make_exchange(f"r{i}", shown=("e0", "e1", "e2")[: i % 4]) for i in range(128)])
+        store._db.conn.set_trace_callback(None)
+        assert 4 <= len(said) <= 10
+        assert [store.examples([f"e{i}"])[0].stats.uses for i in range(3)] == [96, 64, 32]
