@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,3 +208,19 @@ async def test_what_is_deleted_while_a_request_waits_for_the_store_is_not_shown(
     select.retriever.read = meanwhile
     answered = await w.ask(question)
     assert gone and answered.header("decision") == "routed"  # by the long way, which looks again
+
+
+async def test_short_requests_wait_for_a_thread_that_is_at_work_and_do_not_join_it(w: World) -> None:
+    """Many of them ranked in a row in another thread would hold the interpreter, and keep it at work for the next."""
+    select = w.proxy.select
+    await w.teach("How do I wait for a thread?", "like this")
+    batches: list[int] = []
+    run = select.thread.fn
+    select.thread.fn = lambda jobs: (batches.append(len(jobs)), run(jobs))[1]
+    at_work = asyncio.create_task(select.thread.run(lambda: time.sleep(0.03)))
+    await asyncio.sleep(0.01)
+    assert select.thread.busy.locked()
+    answers = await asyncio.gather(*(w.ask(f"How do I wait for thread {i}?") for i in range(10)))
+    await at_work
+    assert {answer.header("decision") for answer in answers} == {"routed"}
+    assert not batches
