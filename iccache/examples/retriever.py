@@ -104,7 +104,7 @@ class Retriever:
         """
         self.at_hand.forget(change.key for change in changes)
         present = apply(self.catalogue, [change for change in changes if change.seq > self.loaded_at], self.store)
-        return [example for example in present if example.held is None and self.catalogue.comparable(example)]
+        return [example for example in present if self._findable(example)]
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         """(n, dim), unit rows."""
@@ -201,7 +201,10 @@ class Retriever:
         return examples
 
     def _usable(self, examples: Iterable[Example], now: float) -> set[str]:
-        return {e.id for e in examples if e.held is None and self.catalogue.comparable(e) and not self._old(e, now)}
+        return {e.id for e in examples if self._findable(e) and not self._old(e, now)}
+
+    def _findable(self, example: Example) -> bool:
+        return example.held is None and self.catalogue.comparable(example)
 
     def _search(self, search: _Search) -> list[str]:
         return self.catalogue.search(search.query.tenant, search.vector, search.reach)

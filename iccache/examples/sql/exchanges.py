@@ -11,10 +11,9 @@ from iccache.examples import credit
 from iccache.examples.credit import GOOD_ENOUGH, NO_CREDIT, Outcome
 from iccache.examples.sql.feed import Feed
 from iccache.examples.sql.rows import (
-    EXCHANGE_COLUMNS,
     UPDATE_STATS,
     UPSERT_EXCHANGE,
-    exchange_row,
+    exchange_values,
     inserted_together,
     to_exchange,
     to_json,
@@ -46,8 +45,7 @@ class Exchanges(Feed):
             before = self._outcome(exchange.request_id)
             if before is not None and before.complete and not exchange.complete:
                 return
-            row = exchange_row(exchange)
-            self._write(UPSERT_EXCHANGE, [row[column] for column in EXCHANGE_COLUMNS])
+            self._write(UPSERT_EXCHANGE, exchange_values(exchange))
             self._count_uses(exchange.request_id)
             if before is not None and before.quality is not None:
                 after = self._outcome(exchange.request_id)

@@ -92,10 +92,16 @@ def inserted_together(exchanges: Sequence[Exchange]) -> Iterator[tuple[str, list
         count = next(count for count in INSERTED_AT_ONCE if count <= len(exchanges) - at)
         values: list[Any] = []
         for exchange in exchanges[at : at + count]:
-            values += map(exchange_row(exchange).__getitem__, EXCHANGE_COLUMNS)
+            values += exchange_values(exchange)
             values.append(exchange.complete)
         yield INSERT_EXCHANGES[count], values
         at += count
+
+
+def exchange_values(exchange: Exchange) -> list[Any]:
+    """In the order of EXCHANGE_COLUMNS."""
+    row = exchange_row(exchange)
+    return [row[column] for column in EXCHANGE_COLUMNS]
 
 
 def exchange_row(exchange: Exchange) -> dict[str, Any]:
